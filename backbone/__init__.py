@@ -1,0 +1,113 @@
+"""Pixels to feature maps. `build_backbone("resnet50_fpn")` gives one by name; `wrap` makes one of any network.
+
+Every builder is a function of one keyword, `norm`: channels to a normalisation layer (`norms.norm_layer`).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Callable
+
+from .fpn import FPN, P6P7, BackboneWithFPN, MaxPoolP6, with_fpn
+from .freeze import freeze_stages, stages
+from .mobilenet_v2 import mobilenet_v2, mobilenet_v2_fpn, mobilenet_v2_tf, mobilenet_v2_tf_fpn
+from .norms import FrozenBatchNorm2d, Norm, norm_layer
+from .protocol import Backbone, check_backbone
+from .resnet import (
+    resnet10_narrow_fpn,
+    resnet18,
+    resnet18_fpn,
+    resnet34,
+    resnet34_fpn,
+    resnet50,
+    resnet50_fpn,
+    resnet50_fpn_v2,
+    resnet101,
+    resnet101_fpn,
+    resnet152,
+    resnet152_fpn,
+)
+from .sources import WeightsError
+from .timm_features import wrap_timm
+from .weights import OLD_TORCHVISION, Report, load_weights
+from .wrap import mobilenet_v3_large_fpn, vgg16, wrap
+
+BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "resnet10_narrow_fpn": resnet10_narrow_fpn,
+    "resnet18": resnet18,
+    "resnet34": resnet34,
+    "resnet50": resnet50,
+    "resnet101": resnet101,
+    "resnet152": resnet152,
+    "resnet18_fpn": resnet18_fpn,
+    "resnet34_fpn": resnet34_fpn,
+    "resnet50_fpn": resnet50_fpn,
+    "resnet50_fpn_v2": resnet50_fpn_v2,
+    "resnet101_fpn": resnet101_fpn,
+    "resnet152_fpn": resnet152_fpn,
+    "mobilenet_v2": mobilenet_v2,
+    "mobilenet_v2_fpn": mobilenet_v2_fpn,
+    "mobilenet_v2_tf": mobilenet_v2_tf,
+    "mobilenet_v2_tf_fpn": mobilenet_v2_tf_fpn,
+    "mobilenet_v3_large_fpn": mobilenet_v3_large_fpn,
+    "vgg16": vgg16,
+}
+
+
+def build_backbone(
+    name: str,
+    *,
+    norm: str | Norm = "batch",
+    weights: str | os.PathLike | None = None,
+    trainable_stages: int | None = None,
+) -> Backbone:
+    """The backbone of that name.
+
+    Args:
+        name: one of `BACKBONES`, or "timm:NAME" for any of timm's.
+        norm: "batch", "sync", "group" or "frozen", or a function from channels to a layer.
+        weights: of the body, as its classifier has them: a path, an address or a named source ("imagenet"). The
+            classifier's own last layers are not used, and a pyramid keeps its random weights. None for random weights
+            throughout.
+        trainable_stages: how many of the body's stages to train, from the last; None trains all. See `freeze_stages`.
+
+    Raises:
+        ValueError: no such name, norm or number of stages.
+        WeightsError: weights that cannot be had or do not fit; see `load_weights`.
+    """
+    if name.startswith("timm:"):
+        backbone = _build_timm(name.removeprefix("timm:"), norm, weights)
+    elif name in BACKBONES:
+        backbone = BACKBONES[name](norm=norm_layer(norm))
+        if weights is not None:
+            _load_body(backbone, name, weights)
+    else:
+        close = difflib.get_close_matches(name, BACKBONES, n=1)
+        meant = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"no backbone {name!r}; {meant}There are: {', '.join(BACKBONES)}, and timm:NAME")
+    if trainable_stages is not None:
+        freeze_stages(backbone, trainable_stages)
+    return backbone
+
+
+def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> None:
+    body = backbone.body if isinstance(backbone, BackboneWithFPN) else backbone
+    # A wrapped `features` does not bear that name itself.
+    flat = not any(key.startswith("features.") for key in body.state_dict())
+    load_weights(
+        body,
+        weights,
+        name=name.split("_fpn")[0],
+        rename=[(r"^features\.", "")] if flat else [],
+        allow_unexpected=("fc.", "classifier."),
+    )
+
+
+def _build_timm(name: str, norm: str | Norm, weights: str | os.PathLike | None) -> Backbone:
+    if not isinstance(norm, str):
+        raise ValueError("norms of timm's networks are fixed: norm must be 'batch' (as they are) or 'frozen'")
+    backbone = wrap_timm(name, norm=norm, pretrained=weights == "imagenet")
+    if weights not in (None, "imagenet"):
+        load_weights(backbone.body, weights)
+    return backbone

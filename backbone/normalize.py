@@ -1,0 +1,30 @@
+"""Pixels to what a network was trained on: the first layer of every model, so that a checkpoint is complete in itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class Normalize(nn.Module):
+    """(images / 255 - mean) / std on the device, zero in the padding (as torchvision's detectors pad after normalising).
+
+    Args:
+        mean, std: three numbers each, of RGB in [0, 1].
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
+        """(B, 3, H, W) floats from (B, 3, H, W) RGB, uint8 or float in 0..255; sizes (B, 2) are the valid (height, width)."""
+        height, width = images.shape[-2:]
+        rows = torch.arange(height, device=images.device) < sizes[:, 0, None]
+        columns = torch.arange(width, device=images.device) < sizes[:, 1, None]
+        inside = (rows[:, None, :, None] & columns[:, None, None, :]).to(self.mean.dtype)
+        normalized = (images.to(self.mean.dtype) / 255 - self.mean) / self.std * inside
+        return normalized.contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,166 @@
+"""Random changes to training samples. Only this module knows albumentations, and imports it (a second) on first use."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import torch
+
+from .structures import Instances, Sample
+from .transforms import flip, from_hwc, resize_to, to_hwc
+
+
+@dataclass(frozen=True)
+class Augment:
+    """Zoom, flips and colour jitter: `augment(sample, rng)` is a changed sample, no larger than the one that came in.
+
+    An equal `rng` gives an equal result in every process. `info` still names the picture, but maps no boxes back: a
+    crop moves the origin.
+
+    Attributes:
+        flip: probability of mirroring left to right.
+        vertical_flip: probability of mirroring top to bottom.
+        scale: range of the zoom, drawn log-uniformly. Above 1 the picture grows and a window of its old size is cut
+            out, which holds at least one object's centre; an object stays, clipped, if its centre does. Below 1 the
+            picture shrinks.
+        colour: strength of the jitter of brightness, contrast and saturation: 0.2 means factors from 0.8 to 1.2.
+    """
+
+    flip: float = 0.5
+    vertical_flip: float = 0.0
+    scale: tuple[float, float] = (0.8, 1.25)
+    colour: float = 0.2
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        if not 0 < low <= high:
+            raise ValueError(f"augment.scale must be (low, high) with 0 < low <= high, got {self.scale}")
+        for name in ("flip", "vertical_flip", "colour"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if sample.target.masks is not None:
+            raise ValueError("Augment does not crop masks yet; turn it off (augment: null) to train with masks")
+        horizontal, vertical, zoom = rng.random(3).tolist()
+        low, high = self.scale
+        sample = _zoom(sample, low * (high / low) ** zoom, rng)
+        if horizontal < self.flip:
+            sample = flip(sample)
+        if vertical < self.vertical_flip:
+            sample = _flip_vertically(sample)
+        if self.colour > 0:
+            sample = _jitter_colour(sample, self.colour, int(rng.integers(2**32)))
+        return sample
+
+
+def _zoom(sample: Sample, factor: float, rng: np.random.Generator) -> Sample:
+    height, width = sample.image.shape[1:]
+    if factor <= 1:
+        return resize_to(sample, (max(1, round(height * factor)), max(1, round(width * factor))))
+    window = max(1, round(height / factor)), max(1, round(width / factor))
+    return resize_to(crop(sample, _corner(sample, window, rng), window), (height, width))
+
+
+def _corner(sample: Sample, window: tuple[int, int], rng: np.random.Generator) -> tuple[int, int]:
+    """A random (y, x) whose window holds the centre of a random object, if there is any that is no crowd."""
+    ends = np.array(sample.image.shape[1:]) - window  # the corner lies in 0..ends
+    low, high, u = np.zeros(2), ends.astype(np.float64), rng.random(3)
+    boxes = sample.target.boxes if sample.target.crowd is None else sample.target.boxes[~sample.target.crowd]
+    if len(boxes):
+        x0, y0, x1, y1 = boxes[int(u[0] * len(boxes))].tolist()
+        centre = np.array([y0 + y1, x0 + x1]) / 2
+        low, high = np.clip(np.ceil(centre - window), 0, ends), np.clip(np.floor(centre), 0, ends)
+    y, x = (low + np.floor(u[1:] * (high - low + 1))).astype(int).tolist()
+    return y, x
+
+
+def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sample:
+    """The part of a sample from `corner` (y, x) on, `window` (height, width) pixels large and within the picture.
+
+    An object stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area.
+    """
+    (y, x), (height, width) = corner, window
+    target = sample.target
+    moved = target.boxes - target.boxes.new_tensor([x, y, x, y])
+    limit = moved.new_tensor([width, height] * 2)
+    clipped = moved.clamp(min=0).minimum(limit)
+    centre = (moved[:, :2] + moved[:, 2:]) / 2
+    inside = ((centre >= 0) & (centre <= limit[:2])).all(dim=1)
+    if target.crowd is not None:
+        inside |= target.crowd
+    inside &= (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
+    image = sample.image[:, y : y + height, x : x + width]
+    return Sample(image, replace(target, boxes=clipped)[inside], sample.info)
+
+
+def _flip_vertically(sample: Sample) -> Sample:
+    x0, y0, x1, y1 = sample.target.boxes.unbind(-1)
+    height = sample.image.shape[1]
+    boxes = torch.stack([x0, height - y1, x1, height - y0], dim=-1)
+    return Sample(from_hwc(cv2.flip(to_hwc(sample.image), 0)), replace(sample.target, boxes=boxes), sample.info)
+
+
+def _jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:
+    jitter = _colour_jitter(strength)
+    jitter.set_random_seed(seed)
+    return replace(sample, image=from_hwc(jitter(image=to_hwc(sample.image))["image"]))
+
+
+@lru_cache
+def _colour_jitter(strength: float):
+    span = (1 - strength, 1 + strength)
+    # No hue: its way through HSV takes longer than decoding, resizing and all the rest together.
+    jitter = _albumentations().ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)
+    return _albumentations().Compose([jitter])
+
+
+class Albumentations:
+    """Any albumentations transforms as augmentation: `Albumentations([A.RandomRain(p=0.2), A.HorizontalFlip()])`.
+
+    Boxes go through albumentations, which keeps them to about 1e-4 pixels; crowds and labels follow their boxes. The
+    picture may not grow, since batches are planned for the size that it has.
+    """
+
+    def __init__(self, transforms: list, *, min_visibility: float = 0.25) -> None:
+        """
+        Args:
+            transforms: albumentations transforms, applied in this order.
+            min_visibility: share of its area that a box must keep to stay.
+        """
+        albumentations = _albumentations()
+        boxes = albumentations.BboxParams(
+            format="pascal_voc", label_fields=["rows"], min_visibility=min_visibility, clip=True
+        )
+        self.compose = albumentations.Compose(transforms, bbox_params=boxes)
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        if sample.target.masks is not None:
+            raise ValueError("Albumentations does not change compact masks; turn augmentation off to train with masks")
+        valid = _valid(sample.target)  # albumentations raises on a box without area
+        self.compose.set_random_seed(int(rng.integers(2**32)))
+        out = self.compose(image=to_hwc(sample.image), bboxes=valid.boxes.numpy(), rows=np.arange(len(valid)))
+        boxes = torch.from_numpy(np.array(out["bboxes"], np.float32).reshape(-1, 4))
+        (height, width), limit = out["image"].shape[:2], tuple(sample.image.shape[1:])
+        if height > limit[0] or width > limit[1]:
+            raise ValueError(
+                f"augmentation made {sample.info.path} {height}x{width}, over its {limit}; end it with a crop"
+            )
+        kept = valid[torch.as_tensor(np.array(out["rows"], np.int64))]
+        return Sample(from_hwc(np.ascontiguousarray(out["image"])), replace(kept, boxes=boxes), sample.info)
+
+
+def _valid(instances: Instances) -> Instances:
+    boxes = instances.boxes
+    return instances[boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
+
+
+def _albumentations():
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
+    import albumentations
+
+    return albumentations

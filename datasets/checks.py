@@ -1,0 +1,136 @@
+"""Everything wrong with a data set, found by reading all of it: what the readers find, and what only decoded pictures tell."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from os import PathLike
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from .clean import UNREADABLE, WRONG_SIZE
+from .images import decode_image
+from .readers import Source, find
+from .splits import without_unions
+from .table import DataError, Problems, Table
+from .yolo import YoloFolder
+
+TINY = 2  # pixels; a box with a shorter side is more often a slip of the mouse than an object
+
+
+def check(path: str | PathLike, *, progress: bool = True) -> Problems:
+    """Reads a data set, decodes every picture of it, and says what is wrong.
+
+    Fatal: whatever stops a training. Repaired: what training drops or clips. Warnings: the same picture in two splits or twice
+    in one, boxes under 2 pixels, the same object twice, categories without objects, pictures without objects, label
+    files without pictures. Nothing is written and no error is raised for bad data.
+
+    Args:
+        path: a file or folder in any known format.
+        progress: show a bar while decoding.
+    """
+    problems = Problems()
+    try:
+        source = find(path)
+        tables = _read_all(source, problems)
+    except DataError as error:
+        problems.add("data set cannot be read", str(error), fatal=True)
+        return problems
+    for table in tables.values():
+        problems.merge(table.problems)
+    _require_same_categories(tables, str(path), problems)
+    digests = _decode(tables, problems, progress)
+    _warn_of_copies(tables, digests, problems)
+    for split, table in tables.items():
+        _warn_of_objects(table, f" in {split}" if split else "", problems)
+    for orphan in source.orphans if isinstance(source, YoloFolder) else []:
+        problems.warn("label file without a picture (ignored)", str(orphan))
+    return problems
+
+
+def _read_all(source: Source, problems: Problems) -> dict[str, Table]:
+    """Every split that can be read."""
+    tables = {}
+    for split in without_unions(source.splits) or [None]:
+        try:
+            tables[split or ""] = source.read(split)
+        except DataError as error:
+            problems.add("split cannot be read", str(error), fatal=True)
+    return tables
+
+
+def _require_same_categories(tables: dict[str, Table], where: str, problems: Problems) -> None:
+    for (first, one), (second, other) in combinations(tables.items(), 2):
+        if one.categories != other.categories:
+            differing = ", ".join(sorted(set(one.categories) ^ set(other.categories))[:8]) or "their order"
+            problems.add("categories of two splits differ", f"{where}: {first} and {second}: {differing}", fatal=True)
+
+
+def _decode(tables: dict[str, Table], problems: Problems, progress: bool) -> dict[str, bytes]:
+    """Path to the hash of the file's bytes, of every picture that can be decoded; the others are fatal.
+
+    Those of size (0, 0) have been reported by the reader.
+    """
+    sizes = {p: tuple(s) for t in tables.values() for p, s in zip(t.paths, t.sizes.tolist(), strict=True) if any(s)}
+    with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
+        found = pool.map(_look, sizes)
+        bar = tqdm(found, "decoding", len(sizes), unit="picture", disable=not progress, leave=False)
+        results = dict(zip(sizes, bar, strict=True))
+    for path, result in results.items():
+        if isinstance(result, DataError):
+            problems.add(UNREADABLE, str(result), fatal=True)
+        elif result[0] != sizes[path]:
+            (height, width), (true_height, true_width) = sizes[path], result[0]
+            problems.add(WRONG_SIZE, f"{path}: stated {width}x{height}, is {true_width}x{true_height}", fatal=True)
+    return {path: result[1] for path, result in results.items() if not isinstance(result, DataError)}
+
+
+def _look(path: str) -> tuple[tuple[int, int], bytes] | DataError:
+    """A picture's (height, width) once decoded and the hash of its file, or what is wrong with it."""
+    try:
+        data = Path(path).read_bytes()
+        return decode_image(data, path).shape[:2], hashlib.blake2b(data, digest_size=16).digest()
+    except DataError as error:
+        return error
+    except OSError as error:
+        return DataError(f"{path}: cannot be read ({error.strerror})")
+
+
+def _warn_of_copies(tables: dict[str, Table], digests: dict[str, bytes], problems: Problems) -> None:
+    by_split = {}
+    for split, table in tables.items():
+        seen: dict[bytes, str] = {}
+        for path in table.paths:
+            digest = digests.get(path)
+            if digest in seen:
+                problems.warn(f"same picture twice{' in ' + split if split else ''}", f"{path} and {seen[digest]}")
+            elif digest:
+                seen[digest] = path
+        by_split[split] = seen
+    for (first, one), (second, other) in combinations(by_split.items(), 2):
+        for digest in one.keys() & other.keys():
+            problems.warn(f"same picture in {first} and {second}", f"{one[digest]} and {other[digest]}")
+
+
+def _warn_of_objects(table: Table, where: str, problems: Problems) -> None:
+    counts = np.bincount(table.labels, minlength=len(table.categories))
+    for label in np.flatnonzero(counts == 0):
+        problems.warn(f"category without objects{where}", table.categories[label])
+    for row in np.flatnonzero(np.diff(table.offsets) == 0):
+        problems.warn(f"picture without objects{where} (a legal negative)", table.paths[row])
+    sides = (table.boxes[:, 2:] - table.boxes[:, :2]).min(axis=1, initial=np.inf)
+    for k in np.flatnonzero(sides < TINY):
+        problems.warn(f"box under {TINY} pixels{where}", _describe(table, k))
+    columns = np.column_stack([table.image, table.labels, table.boxes, table.crowd])
+    _, first = np.unique(columns, axis=0, return_index=True)
+    for k in np.setdiff1d(np.arange(len(columns)), first):
+        problems.warn(f"same object twice{where}", _describe(table, k))
+
+
+def _describe(table: Table, k: int) -> str:
+    x0, y0, x1, y1 = table.boxes[k]
+    return f"{table.paths[table.image[k]]}: {table.categories[table.labels[k]]} ({x0:g}, {y0:g}, {x1:g}, {y1:g})"

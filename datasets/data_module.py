@@ -1,0 +1,168 @@
+"""Detection data for Lightning: one path in, training, validation and test loaders out."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from .augment import Augment
+from .batching import frame_sizes
+from .detection import DetectionDataset, Loader, loader_for
+from .readers import read_splits
+from .shapes import shapes_table
+from .table import DataError, Table
+from .transforms import resize_shape
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """How many built-in pictures to draw, for `path: shapes`.
+
+    Attributes:
+        train_images: pictures to train on.
+        val_images: pictures to validate on; as many others to test on.
+        size: their height and width in pixels.
+    """
+
+    train_images: int = 2000
+    val_images: int = 200
+    size: int = 128
+
+
+_AUGMENT, _SHAPES = Augment(), Shapes()
+
+
+class DetectionData(LightningDataModule):
+    """Pictures with boxes, from the built-in shapes or a folder or file in any known format.
+
+    Annotations are read when first needed (`categories`, `tables`, a loader), once.
+    """
+
+    # With fewer validation pictures than processes some process has none; that is no error.
+    allow_zero_length_dataloader_with_multiple_devices = True
+
+    def __init__(
+        self,
+        path: str = "shapes",
+        batch_size: int = 16,
+        *,
+        train_split: str | None = None,
+        val_split: str | None = None,
+        min_size: int = 128,
+        max_size: int = 256,
+        num_workers: int | None = None,
+        augment: Augment | None = _AUGMENT,
+        seed: int = 0,
+        cache: bool = False,
+        shapes: Shapes = _SHAPES,
+    ) -> None:
+        """
+        Args:
+            path: the data set, a folder or file that `sightline check` understands; "shapes" draws pictures instead.
+            batch_size: pictures in a batch, of each process.
+            train_split: what the data set calls the part to train on, e.g. "trainval"; null finds it.
+            val_split: what it calls the part to validate on, e.g. "test"; null finds it or sets pictures aside.
+            min_size: length in pixels that the short side of a picture is brought to ...
+            max_size: ... unless the long side would grow beyond this.
+            num_workers: processes that load pictures; 0 loads in the main process, null chooses by the machine's cores.
+            augment: random changes to training pictures; null for none.
+            seed: of the order of pictures, of their random changes, and of the built-in pictures.
+            cache: keep all decoded, resized pictures in shared memory; for small sets.
+            shapes: what to draw when `path` is "shapes".
+        """
+        super().__init__()
+        if min_size < 1 or max_size < min_size:
+            raise DataError(f"need 1 <= min_size <= max_size, got min_size {min_size} and max_size {max_size}")
+        if batch_size < 1:
+            raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        self.path, self.batch_size, self.resize = path, batch_size, (min_size, max_size)
+        self.num_workers = default_workers() if num_workers is None else num_workers
+        self.augment, self.seed, self.cache, self.shapes = augment, seed, cache, shapes
+        self.train_split, self.val_split = train_split, val_split
+        self._told = False
+
+    @cached_property
+    def tables(self) -> dict[str, Table]:
+        """The annotations by split: "train", "val" and, where there is one, "test".
+
+        Raises:
+            DataError: they cannot be read or repaired; the message lists everything that is wrong.
+        """
+        if self.path == "shapes":
+            if self.train_split or self.val_split:
+                raise DataError("the built-in shapes have fixed splits; leave train_split and val_split out")
+            counts = {"train": self.shapes.train_images, "val": self.shapes.val_images, "test": self.shapes.val_images}
+            return {split: shapes_table(split, n, self.shapes.size, self.seed) for split, n in counts.items()}
+        return read_splits(self.path, train=self.train_split, val=self.val_split)
+
+    @property
+    def categories(self) -> list[str]:
+        """The names of the classes; an object's label indexes this list."""
+        return next(iter(self.tables.values())).categories
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are, without any background."""
+        return len(self.categories)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Says once what was read and repaired."""
+        if self._told:
+            return
+        self._told = True
+        for split, table in self.tables.items():
+            rank_zero_info(f"{split}: {table.describe()}")
+        for table in {id(table): table for table in self.tables.values()}.values():
+            if table.problems.counts:
+                rank_zero_info(table.problems.summary())
+
+    def train_dataloader(self) -> Loader:
+        """Shuffled, changed at random, every batch full; with Lightning's `overfit_batches` fixed and unchanged."""
+        fixed = self.trainer is not None and self.trainer.overfit_batches > 0
+        return self._loader("train", train=not fixed)
+
+    def val_dataloader(self) -> Loader:
+        """Every picture of "val" exactly once over all processes."""
+        return self._loader("val")
+
+    def test_dataloader(self) -> Loader:
+        """Every picture of "test" exactly once over all processes, or of "val" where there is no "test"."""
+        return self._loader("test" if "test" in self.tables else "val")
+
+    def _loader(self, split: str, train: bool = False) -> Loader:
+        if split not in self.tables:
+            raise DataError(f'{self.path} has no split "{split}", only {", ".join(self.tables)}')
+        augment = self.augment if train else None
+        dataset = DetectionDataset(
+            self.tables[split], resize=self.resize, augment=augment, seed=self.seed, cache=self.cache
+        )
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return loader_for(
+            dataset,
+            self.batch_size,
+            train=train,
+            frames=self.frames,
+            num_workers=self.num_workers,
+            rank=rank,
+            world_size=world_size,
+        )
+
+    @cached_property
+    def frames(self) -> np.ndarray:
+        """(F, 2): the sizes that batches are padded to, shared by the splits, so that a network is compiled for few."""
+        sizes = np.concatenate([table.sizes for table in self.tables.values()])
+        return frame_sizes(np.array([resize_shape(*size, *self.resize) for size in sizes.tolist()]))
+
+
+def default_workers() -> int:
+    """Processes to load with: nearly all of a GPU's share of the cores; few where the cores also train."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if torch.cuda.is_available():
+        return max(1, min(16, cores // torch.cuda.device_count() - 1))
+    return min(2, cores // 4)

@@ -1,0 +1,219 @@
+"""A table of annotated pictures as a torch data set, and the loader that turns it into batches."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_sizes
+from .images import read_image
+from .shapes import read_shapes
+from .structures import Batch, ImageInfo, Instances, Sample
+from .table import DataError, Table
+from .transforms import from_hwc, resize_image, resize_instances, resize_shape
+
+
+class DetectionDataset(Dataset):
+    """The pictures of a table as samples, resized and, for training, changed at random.
+
+    Randomness follows from (seed, epoch, index) alone, so the results depend on no worker count and no process.
+    `dataset[i]` is picture i as in epoch 0; asked for a list of keys, a data set makes the batch.
+
+    Raises:
+        DataError: the table is empty; on access, a picture cannot be read, or its size is not the one annotated.
+    """
+
+    def __init__(
+        self,
+        table: Table,
+        *,
+        resize: tuple[int, int],
+        augment: Callable[[Sample, np.random.Generator], Sample] | None = None,
+        seed: int = 0,
+        cache: bool = False,
+    ) -> None:
+        """
+        Args:
+            table: the annotations.
+            resize: (min_size, max_size), of the short and the long side in pixels, see `transforms.resize_shape`.
+            augment: a random change that makes no picture larger, such as `augment.Augment()`; None for evaluation.
+            seed: of the random changes.
+            cache: keep the resized pictures in memory shared by all workers; for sets that fit there.
+        """
+        if not len(table):
+            raise DataError("there are no pictures in this data set or split")
+        # Without what no box needs: workers would copy those many small objects page by page.
+        self.table = replace(table, segmentations=None, captions=None)
+        self.augment, self.seed = augment, seed
+        self.shapes = np.array([resize_shape(*size, *resize) for size in table.sizes.tolist()])  # (I, 2)
+        self._offsets = table.offsets
+        self._cache = _Cache(self.shapes) if cache else None
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, key: Key | int) -> Sample:
+        epoch, index = (0, range(len(self))[key]) if isinstance(key, int) else (key.epoch, key.index)
+        sample = self._sample(index)
+        if self.augment is None:
+            return sample
+        return self.augment(sample, np.random.Generator(np.random.Philox([self.seed, epoch, index])))
+
+    def __getitems__(self, keys: list[Key]) -> Batch:
+        """The batch for keys that share a frame; a `DataLoader` calls this once per batch."""
+        return collate([self[key] for key in keys], keys[0].frame)
+
+    def target(self, index: int) -> Instances:
+        """Picture `index`'s objects in its original pixels; always with `crowd`: all batches have the same fields."""
+        rows = slice(self._offsets[index], self._offsets[index + 1])
+        columns = (self.table.boxes[rows], self.table.labels[rows], self.table.crowd[rows])
+        boxes, labels, crowd = (torch.from_numpy(column.copy()) for column in columns)
+        return Instances(boxes, labels, crowd=crowd)
+
+    def _sample(self, index: int) -> Sample:
+        size, shape = (tuple(array[index].tolist()) for array in (self.table.sizes, self.shapes))
+        scale = (shape[0] / size[0], shape[1] / size[1])
+        info = ImageInfo(int(self.table.image_ids[index]), self.table.paths[index], size, scale)
+        return Sample(self._image(index), resize_instances(self.target(index), size, shape), info)
+
+    def _image(self, index: int) -> Tensor:
+        if self._cache is None:
+            return self._read(index)
+        if not self._cache.filled[index]:
+            self._cache.put(index, self._read(index))
+        return self._cache.get(index)
+
+    def _read(self, index: int) -> Tensor:
+        path, size = self.table.paths[index], tuple(self.table.sizes[index].tolist())
+        image = read_picture(path)
+        if image.shape[:2] != size:
+            raise DataError(
+                f"{path}: the picture is {image.shape[0]}x{image.shape[1]} pixels (height x width), but its "
+                f"annotations are for {size[0]}x{size[1]}; correct the annotations or remove the picture"
+            )
+        return resize_image(from_hwc(image), tuple(self.shapes[index].tolist()))
+
+
+def read_picture(path: str) -> np.ndarray:
+    """(H, W, 3) uint8 RGB of a picture file, or of one of the built-in pictures (`shapes:SEED/SIZE/INDEX`)."""
+    if path.startswith("shapes:"):
+        return read_shapes(path)
+    return read_image(path)
+
+
+class _Cache:
+    """Pictures (3, h, w) of known sizes in one block of memory, shared by all processes that inherit or unpickle it."""
+
+    def __init__(self, shapes: np.ndarray) -> None:
+        self._shapes, self._starts = shapes, np.append(0, np.cumsum(3 * shapes.prod(1)))
+        needed, free = int(self._starts[-1]), _shared_memory_free()
+        if needed > 0.8 * free:
+            raise DataError(
+                f"the cache needs {needed / 1e9:.1f} GB of shared memory and {free / 1e9:.1f} GB is free; turn it off "
+                "(cache: false), choose a smaller max_size, or give the container more (docker run --shm-size)"
+            )
+        self._memory = torch.empty(needed, dtype=torch.uint8).share_memory_()
+        self.filled = torch.zeros(len(shapes), dtype=torch.bool).share_memory_()
+
+    def get(self, index: int) -> Tensor:
+        return self._view(index).clone(memory_format=torch.preserve_format)  # so that nobody changes the original
+
+    def put(self, index: int, image: Tensor) -> None:
+        self._view(index).copy_(image)
+        self.filled[index] = True  # two workers may both get here, with the same picture
+
+    def _view(self, index: int) -> Tensor:
+        height, width = self._shapes[index].tolist()
+        return self._memory[self._starts[index] : self._starts[index + 1]].view(height, width, 3).permute(2, 0, 1)
+
+
+def _shared_memory_free() -> float:
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else float("inf")
+
+
+class Loader(DataLoader):
+    """A `DataLoader` of batches that can stop anywhere and go on from there: `state_dict` says how far it is.
+
+    It starts when the first batch is asked for, not when `iter` is called: Lightning calls `iter` before it announces
+    the epoch, and a resumed run would begin with the pictures of epoch 0.
+    """
+
+    batch_sampler: BucketBatchSampler
+    _position: tuple[int, int] = (0, 0)  # the epoch that was last iterated, and how many of its batches were handed out
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, done = self.batch_sampler.epoch, self.batch_sampler.start_batch
+        self._position = (epoch, done)
+        try:
+            for batch in super().__iter__():
+                done += 1
+                self._position = (epoch, done)
+                yield batch
+        except DataError as error:  # from a worker it arrives with that process's traceback as its message
+            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+
+    def state_dict(self) -> dict[str, int]:
+        """The position: epoch, batches handed out, and the pictures of a global batch that these numbers suppose."""
+        epoch, batch = self._position
+        return {"epoch": epoch, "batch": batch, "global_batch": self.batch_sampler.global_batch}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Lets the next run through that epoch start at the next batch; with another batch size, at the first."""
+        same = state["global_batch"] == self.batch_sampler.global_batch
+        self.batch_sampler.set_epoch(state["epoch"], state["batch"] if same else 0)
+        self._position = (state["epoch"], self.batch_sampler.start_batch)
+
+
+def loader_for(
+    dataset: DetectionDataset,
+    batch_size: int,
+    *,
+    train: bool = False,
+    frames: np.ndarray | None = None,
+    num_workers: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Loader:
+    """Batches of a data set: shuffled and full for training, or each picture exactly once for evaluation.
+
+    Args:
+        dataset: the samples.
+        batch_size: pictures in a batch of this process.
+        train: see `BucketBatchSampler`.
+        frames: (F, 2) sizes that pictures are padded to, from `frame_sizes`; by default the data set's own.
+        num_workers: processes that load; 0 loads in this one.
+        rank: this process among those that train together.
+        world_size: how many those are.
+    """
+    if num_workers > 0 and dataset.augment is not None:
+        dataset[0]  # what augmentation imports on first use is imported once, here, not by every worker
+    frames = frame_sizes(dataset.shapes) if frames is None else frames
+    membership = assign_frames(dataset.shapes, frames)
+    sampler = BucketBatchSampler(
+        frames, membership, batch_size, train=train, seed=dataset.seed, rank=rank, world_size=world_size
+    )
+    return Loader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=_as_it_is,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_start_worker,
+    )
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _start_worker(_: int) -> None:
+    cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and would fight with those of the other workers

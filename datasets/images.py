@@ -1,0 +1,159 @@
+"""Pictures from files: whatever kind Pillow opens becomes (H, W, 3) uint8 RGB, upright; anything else is a `DataError`.
+
+What is decided, kind by kind (the size that `image_size` reads from the header always agrees):
+
+- EXIF rotation is applied. A PNG's counts where it stands before the pixels, so that no header read has to decode.
+- Alpha is dropped, the colours beneath it stay, as in torchvision and OpenCV.
+- Grayscale, 1-bit, palette, CMYK, YCbCr: converted. Of an animation, the first frame.
+- 16-bit gray is divided by 257, so 65535 becomes 255 (16-bit colour: Pillow keeps the high byte, at most one level off).
+- Float pixels must lie in [0, 1] and become 0..255; 32-bit integers have no agreed range and are refused.
+- A file that ends early is refused, never filled up with gray.
+
+JPEGs of 8 bits go through torchvision's decoder: the same pixels as Pillow's, in 1.4 ms against 2.2 ms for 640x480, and
+it tells a truncated file from a whole one, which OpenCV (1.3 ms) does not.
+"""
+
+from __future__ import annotations
+
+import io
+from os import PathLike
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg
+
+from .table import DataError
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
+_ORIENTATION = 0x0112  # the EXIF tag
+
+
+class Header(NamedTuple):
+    """What a picture's first bytes say: the (height, width) it has once upright, and whether upright means a quarter turn."""
+
+    size: tuple[int, int]
+    turned: bool
+
+
+def read_image(path: str | PathLike) -> np.ndarray:
+    """The picture in a file.
+
+    Returns:
+        (H, W, 3) uint8 RGB, upright, writable, contiguous.
+
+    Raises:
+        DataError: not there, not a picture, cut short, too large to be honest, or of a kind that has no 8-bit meaning.
+    """
+    return decode_image(_bytes(path), str(path))
+
+
+def image_size(path: str | PathLike) -> tuple[int, int]:
+    """A picture's (height, width) after its EXIF rotation, from the file's header alone; raises as `read_image`."""
+    return read_header(path).size
+
+
+def read_header(path: str | PathLike) -> Header:
+    """A picture's size and rotation from the first bytes of its file; raises as `read_image`."""
+    try:
+        with Image.open(path) as picture:
+            if picture.format == "TIFF" and picture.getexif().get(_ORIENTATION, 1) > 4:
+                picture.load()  # Pillow turns TIFFs itself, some versions on opening and some on loading
+                return Header((picture.height, picture.width), True)
+            turned = _orientation(picture) > 4
+            size = (picture.width, picture.height) if turned else (picture.height, picture.width)
+            return Header(size, turned)
+    except Exception as error:  # decoders raise whatever comes on hostile bytes: OSError, SyntaxError, struct.error, ...
+        raise _refusal(error, str(path)) from error
+
+
+def decode_image(data: bytes, name: str) -> np.ndarray:
+    """The picture in an encoded file's bytes, as `read_image` returns it; `name` is for the error message."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            if picture.format in ("JPEG", "MPO") and picture.mode in ("RGB", "L"):
+                pixels = _decode_jpeg(data)
+            else:
+                pixels = _to_rgb(picture)
+            return _upright(pixels, _orientation(picture))
+    except Exception as error:
+        raise _refusal(error, name) from error
+
+
+def write_image(path: str | PathLike, image: np.ndarray) -> None:
+    """Writes (H, W, 3) uint8 RGB as the file's suffix says (JPEG at quality 95); makes the folder where it is missing."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    path = Path(path)
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise DataError(f"{path}: cannot write this kind of picture; name it .jpg or .png")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(path, **({"quality": 95} if path.suffix.lower() in (".jpg", ".jpeg") else {}))
+
+
+def _bytes(path: str | PathLike) -> bytes:
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+
+
+def _decode_jpeg(data: bytes) -> np.ndarray:
+    encoded = torch.frombuffer(bytearray(data), dtype=torch.uint8)
+    return decode_jpeg(encoded, mode=ImageReadMode.RGB).permute(1, 2, 0).numpy()
+
+
+def _to_rgb(picture: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 from any mode of Pillow's; undoes no rotation except a TIFF's, which Pillow does by itself."""
+    picture.load()
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.format in ("PNG", "PPM")):
+        gray = (np.asarray(picture).astype(np.uint32) + 128) // 257
+    elif picture.mode == "F":
+        gray = np.asarray(picture)
+        if not (np.all(gray >= 0) and np.all(gray <= 1)):  # false for NaN too
+            raise ValueError(f"float pixels must lie in [0, 1], these span {gray.min():g} to {gray.max():g}: rescale them")
+        gray = np.rint(gray * 255)
+    elif picture.mode == "I":
+        raise ValueError("32-bit integer pixels have no agreed range: save the picture with 8 or 16 bits")
+    else:
+        return np.array(picture.convert("RGB"))
+    return np.repeat(gray.astype(np.uint8)[..., None], 3, axis=2)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """EXIF's 1..8; 1 where there is none or it cannot be read."""
+    if picture.format == "TIFF" or (picture.format == "PNG" and "exif" not in picture.info):
+        return 1  # getexif() would decode a whole PNG in search of it
+    try:
+        orientation = picture.getexif().get(_ORIENTATION, 1)
+    except Exception:  # a broken EXIF block does not spoil the picture
+        return 1
+    return orientation if orientation in range(1, 9) else 1
+
+
+def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
+    """Undoes EXIF's orientation (EXIF 2.3, section 4.6.4): 5..8 swap the sides, then the picture is mirrored."""
+    if orientation > 4:
+        pixels = pixels.transpose(1, 0, 2)
+    if orientation in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if orientation in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
+
+
+def _refusal(error: Exception, name: str) -> DataError:
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{name}: no such picture")
+    if isinstance(error, IsADirectoryError):
+        return DataError(f"{name}: a folder, not a picture")
+    if isinstance(error, Image.UnidentifiedImageError):
+        return DataError(f"{name}: not a picture, or of a kind that is not known here")
+    if isinstance(error, Image.DecompressionBombError):
+        return DataError(f"{name}: refused as too large: {error}")
+    reason = str(error).split("\n")[0]
+    if "truncated" in reason or "Truncated" in reason:
+        return DataError(f"{name}: the file is cut short; copy or download it again")
+    return DataError(f"{name}: cannot be decoded ({reason or type(error).__name__})")

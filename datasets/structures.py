@@ -1,0 +1,192 @@
+"""The three types that flow through Sightline: `Instances`, `Sample` and `Batch`. Nothing else crosses a folder's border.
+
+Letters: B images, N instances (padded in a batch), H, W pixels, M side of a compact mask.
+Boxes are xyxy in pixels, continuous coordinates (no +1); labels are 0..C-1, and -1 is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Instances:
+    """Objects in one image (no leading dimension) or in a batch of images (leading dimension B); truth and predictions alike.
+
+    Shapes are checked, values never: reading a value would stall the GPU.
+
+    Attributes:
+        boxes: (..., N, 4) float32, xyxy in pixels.
+        labels: (..., N) int64, 0..C-1; -1 marks padding, whose other fields are undefined.
+        scores: (..., N) float32 in [0, 1]; None for truth.
+        masks: (..., N, M, M), each object's mask within its own box at a fixed resolution; None where there are none.
+        crowd: (..., N) bool, true where a box stands for a group (COCO's iscrowd); such boxes are neither learnt nor
+            missed. None means no crowds.
+
+    Raises:
+        ValueError: a field's shape does not go with that of `boxes`.
+    """
+
+    boxes: Tensor
+    labels: Tensor
+    scores: Tensor | None = None
+    masks: Tensor | None = None
+    crowd: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.boxes, Tensor):  # pytree rebuilds us around placeholders while exporting
+            return
+        if self.boxes.ndim not in (2, 3) or self.boxes.shape[-1] != 4:
+            raise ValueError(f"boxes must be (N, 4) or (B, N, 4), got {tuple(self.boxes.shape)}")
+        leading = self.boxes.shape[:-1]
+        for name in ("labels", "scores", "masks", "crowd"):
+            value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                continue
+            shape = value.shape[: len(leading)] if name == "masks" else value.shape
+            if shape != leading or (name == "masks" and value.ndim != len(leading) + 2):
+                expected = (*leading, "M", "M") if name == "masks" else tuple(leading)
+                raise ValueError(
+                    f"{name} must be {expected} to go with boxes {tuple(self.boxes.shape)}, got {tuple(value.shape)}"
+                )
+
+    def __len__(self) -> int:
+        """Images in a batch, or objects in one image."""
+        return self.boxes.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Instances:
+        """`batch[i]` is image i without its padding (reads labels: one synchronisation); `instances[keep]` selects objects."""
+        if self.boxes.ndim == 3:
+            if not isinstance(index, int):
+                raise TypeError(f"a batch of Instances is indexed by an int (the image), got {type(index).__name__}")
+            image = self.map(lambda value: value[index])
+            return image[image.labels >= 0]
+        if isinstance(index, int):
+            index = slice(index, index + 1) if index != -1 else slice(-1, None)
+        return self.map(lambda value: value[index])
+
+    def map(self, function) -> Instances:
+        """The same function applied to every tensor there is, e.g. `instances.map(lambda t: t[keep])`."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Instances(**{name: None if value is None else function(value) for name, value in values.items()})
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Instances:
+        """A copy on another device."""
+        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Instances:
+        """A copy in page-locked memory, from which the GPU copies without waiting."""
+        return self.map(lambda value: value.pin_memory())
+
+    def to_original(self, info: ImageInfo | Sequence[ImageInfo]) -> Instances:
+        """Boxes mapped from the network's frame back to the original picture's pixels, clipped to it.
+
+        Args:
+            info: of one image, or B of them for a batch.
+        """
+        infos = [info] if isinstance(info, ImageInfo) else list(info)
+        if isinstance(info, ImageInfo) != (self.boxes.ndim == 2) or (self.boxes.ndim == 3 and len(infos) != len(self)):
+            raise ValueError(f"{len(infos)} ImageInfo given for boxes {tuple(self.boxes.shape)}; give one for each image")
+        rows = self.boxes.new_tensor([[*i.size, *i.scale, float(i.flipped)] for i in infos])
+        height, width, scale_y, scale_x, flipped = (rows if self.boxes.ndim == 3 else rows[0])[..., None, :].unbind(-1)
+        x0, y0, x1, y1 = self.boxes.unbind(-1)
+        x0, x1, y0, y1 = x0 / scale_x, x1 / scale_x, y0 / scale_y, y1 / scale_y
+        x0, x1 = torch.where(flipped > 0, width - x1, x0), torch.where(flipped > 0, width - x0, x1)
+        limits = torch.stack([width, height, width, height], dim=-1)
+        boxes = torch.minimum(torch.stack([x0, y0, x1, y1], dim=-1).clamp(min=0), limits)
+        masks = self.masks
+        if masks is not None:
+            masks = torch.where((flipped > 0)[..., None, None], masks.flip(-1), masks)
+        return replace(self, boxes=boxes, masks=masks)
+
+    @staticmethod
+    def collate(images: Sequence[Instances], size: int | None = None) -> Instances:
+        """A padded batch from images, all with the same fields.
+
+        Args:
+            images: B single-image Instances.
+            size: N of the batch; by default the largest image's, at least 1 so that no tensor is empty.
+        """
+        size = size or max([1, *(len(image) for image in images)])
+
+        def pad(name: str, fill: float) -> Tensor | None:
+            values = [getattr(image, name) for image in images]
+            if all(value is None for value in values):
+                return None
+            if any(value is None for value in values):
+                raise ValueError(f"some images of the batch have {name} and some have none")
+            batch = values[0].new_full((len(values), size, *values[0].shape[1:]), fill)
+            for row, value in zip(batch, values, strict=True):
+                row[: len(value)] = value
+            return batch
+
+        boxes, labels = pad("boxes", 0), pad("labels", -1)
+        return Instances(boxes, labels, pad("scores", 0), pad("masks", 0), pad("crowd", False))
+
+
+class ImageInfo(NamedTuple):
+    """Where a sample came from and how it was changed: what it takes to map boxes back to the original picture.
+
+    `scale` is network pixels per original pixel; padding goes right and below, so there is no offset. A flip comes last.
+    """
+
+    id: int
+    path: str
+    size: tuple[int, int]  # (height, width) of the original picture, after its EXIF rotation
+    scale: tuple[float, float] = (1.0, 1.0)  # (y, x)
+    flipped: bool = False
+
+
+@dataclass
+class Sample:
+    """One picture before batching: image (3, H, W) uint8 RGB, its objects in that image's pixels, and where it came from."""
+
+    image: Tensor
+    target: Instances
+    info: ImageInfo
+
+    def __post_init__(self) -> None:
+        if isinstance(self.image, Tensor) and (self.image.ndim != 3 or self.image.shape[0] != 3):
+            raise ValueError(f"image must be (3, H, W), got {tuple(self.image.shape)} for {self.info.path}")
+
+
+@dataclass
+class Batch:
+    """Pictures padded right and below to one frame.
+
+    Attributes:
+        images: (B, 3, H, W) uint8 RGB, zero in the padding.
+        sizes: (B, 2) int64, the valid (height, width) within the frame.
+        targets: the objects, padded to one N; None when nothing is known of them.
+        infos: B records of where each picture came from.
+    """
+
+    images: Tensor
+    sizes: Tensor
+    targets: Instances | None
+    infos: list[ImageInfo]
+
+    def __len__(self) -> int:
+        return self.images.shape[0]
+
+    def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
+        """A copy on another device; from pinned memory the copy overlaps with the GPU's work."""
+        targets = None if self.targets is None else self.targets.to(device, non_blocking)
+        images, sizes = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.sizes))
+        return Batch(images, sizes, targets, self.infos)
+
+    def pin_memory(self) -> Batch:
+        """A copy in page-locked memory."""
+        targets = None if self.targets is None else self.targets.pin_memory()
+        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.infos)
+
+
+for _type in (Instances, Sample, Batch):
+    # Makes the types containers for torch.export, torch.compile and torchvision's v2 transforms. Without it the latter
+    # flip the picture and leave the boxes as they were, without a word.
+    torch.export.register_dataclass(_type, serialized_type_name=f"sightline.{_type.__name__}")

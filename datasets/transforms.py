@@ -1,0 +1,88 @@
+"""Deterministic geometry of samples: resizing as torchvision's detectors do it, and flipping.
+
+Pictures are (3, H, W) tensors whose memory is (H, W, 3), as decoders, OpenCV and channels-last networks have it; the
+functions here take any memory layout and return that one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .structures import Instances, Sample
+
+
+def resize_shape(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+    """(height, width) at which the short side is `min_size`, or the long side `max_size` if that is smaller.
+
+    Rounds as `torchvision.models.detection.transform.GeneralizedRCNNTransform` does: down, after a float64 product.
+    """
+    scale = min(min_size / min(height, width), max_size / max(height, width))
+    return max(1, int(height * scale)), max(1, int(width * scale))
+
+
+def resize(sample: Sample, min_size: int, max_size: int) -> Sample:
+    """The sample at `resize_shape`'s size: the picture by OpenCV's bilinear interpolation, within 1 of torchvision."""
+    height, width = sample.image.shape[1:]
+    return resize_to(sample, resize_shape(height, width, min_size, max_size))
+
+
+def resize_to(sample: Sample, shape: tuple[int, int]) -> Sample:
+    """The sample at `shape` (height, width); boxes and `info.scale` change by the exact ratio along each axis."""
+    old = tuple(sample.image.shape[1:])
+    scale = tuple(s * new / before for s, new, before in zip(sample.info.scale, shape, old, strict=True))
+    target = resize_instances(sample.target, old, shape)
+    return Sample(resize_image(sample.image, shape), target, sample.info._replace(scale=scale))
+
+
+def resize_image(image: Tensor, shape: tuple[int, int]) -> Tensor:
+    """A picture (3, H, W) uint8 at `shape` (height, width); the picture itself if it is of that shape."""
+    if tuple(image.shape[1:]) == tuple(shape):
+        return image
+    return from_hwc(cv2.resize(to_hwc(image), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR))
+
+
+def resize_instances(instances: Instances, old: tuple[int, int], new: tuple[int, int]) -> Instances:
+    """Objects of a picture of size `old` (height, width) in one of size `new`; compact masks need no change."""
+    # Divided in float32, as torchvision does, so that boxes agree to the last bit.
+    ratio = torch.tensor([new[1], new[0]] * 2, dtype=torch.float32) / torch.tensor([old[1], old[0]] * 2)
+    return replace(instances, boxes=instances.boxes * ratio)
+
+
+def resize_exact(image: Tensor, min_size: int, max_size: int) -> Tensor:
+    """A picture (3, H, W) resized in float32 with torchvision's numbers; to compare networks, too slow to train them.
+
+    Returns:
+        (3, h, w) float32 in the input's units.
+    """
+    shape = resize_shape(*image.shape[1:], min_size, max_size)
+    return F.interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+
+
+def flip(sample: Sample) -> Sample:
+    """The sample mirrored left to right: x becomes W - x. Twice is the identity, up to rounding of the boxes."""
+    image = from_hwc(cv2.flip(to_hwc(sample.image), 1))
+    info = sample.info._replace(flipped=not sample.info.flipped)
+    return Sample(image, flip_instances(sample.target, sample.image.shape[2]), info)
+
+
+def flip_instances(instances: Instances, width: int) -> Instances:
+    """One image's or a batch's objects mirrored left to right in a picture `width` pixels wide, compact masks too."""
+    x0, y0, x1, y1 = instances.boxes.unbind(-1)
+    masks = None if instances.masks is None else instances.masks.flip(-1)
+    return replace(instances, boxes=torch.stack([width - x1, y0, width - x0, y1], dim=-1), masks=masks)
+
+
+def to_hwc(image: Tensor) -> np.ndarray:
+    """(H, W, 3) array of a picture (3, H, W), without a copy where the memory is (H, W, 3) already."""
+    return np.ascontiguousarray(image.permute(1, 2, 0).numpy())
+
+
+def from_hwc(image: np.ndarray) -> Tensor:
+    """(3, H, W) tensor that shares the memory of an array (H, W, 3)."""
+    return torch.from_numpy(image).permute(2, 0, 1)

@@ -1,0 +1,53 @@
+"""A detector from a checkpoint, and back."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+
+from ..backbone import WeightsError, load_weights
+from ..backbone.weights import read_file
+from .model import Detector
+
+
+def save(model: Detector, path: str | os.PathLike) -> None:
+    """Writes the model alone, without an optimiser's state; `load` reads it."""
+    torch.save({"sightline": model.description(), "state_dict": model.state_dict()}, path)
+
+
+def load_with(
+    builders: Mapping[str, Callable[..., Detector]], path: str | os.PathLike, device: torch.device | str | None
+) -> Detector:
+    """See `sightline.detectors.load`."""
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"no checkpoint at {path}; a run keeps its best one in runs/RECIPE/N/checkpoints/best.ckpt")
+    content = read_file(path)
+    if not isinstance(content, dict) or not isinstance(content.get("sightline"), dict):
+        raise WeightsError(
+            f"{path} holds weights, but not which model they belong to; Sightline's own checkpoints do. For another tool's "
+            "weights, build the model and name the file: faster_rcnn(weights=...)"
+        )
+    about = content["sightline"]
+    architecture = about.get("architecture")
+    if architecture is None:
+        raise WeightsError(f"{path} was saved from a model built by hand; build it again and call load_weights(model, path)")
+    if architecture["name"] not in builders:
+        raise WeightsError(
+            f"{path} holds a {architecture['name']!r}, which this version does not know (it knows {', '.join(builders)})"
+        )
+    arguments = architecture["arguments"] | {"weights": None, "backbone_weights": None}
+    model = builders[architecture["name"]](**arguments)
+    load_weights(model, path, key="state_dict", rename=((r"^detector\.", ""),))
+    model.categories, model.resize = list(about["categories"]), tuple(about["resize"])
+    return model.to(device or default_device()).eval()
+
+
+def default_device() -> str:
+    """The best there is: "cuda", "mps" or "cpu"."""
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"

@@ -1,0 +1,78 @@
+"""What every detector is: a module with three verbs, and the little it knows about itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from ..backbone.normalize import Normalize
+from ..datasets.structures import Instances
+
+
+class Detector(nn.Module):
+    """The base of all detectors. A subclass writes the verbs `forward`, `losses` and `decode`:
+
+        outputs = model(images, sizes)              # a NamedTuple of tensors; needs no targets
+        losses = model.losses(outputs, targets)     # dict of scalars to be summed
+        instances = model.decode(outputs, sizes)    # final Instances in the frame's pixels
+
+    All three do the same in training and evaluation; `self.training` only changes dropout and batch norm.
+
+    Args:
+        mean, std: of the pictures the backbone was trained on, RGB in [0, 1].
+        num_classes: C.
+
+    Attributes:
+        categories: C names, in the order of the labels.
+        resize: (shorter side, longer side at most) that pictures are brought to before they reach the model.
+        architecture: the builder's name and arguments, from which `load` makes the model anew.
+    """
+
+    def __init__(self, *, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
+        super().__init__()
+        self.normalize = Normalize(mean, std)
+        self.categories = [f"class {i}" for i in range(num_classes)]
+        self.resize = (800, 1333)
+        self.architecture: dict[str, Any] | None = None
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Any:
+        raise NotImplementedError
+
+    def losses(self, outputs: Any, targets: Instances) -> dict[str, Tensor]:
+        """Scalars by name, each "loss_…"; their sum is what training minimises."""
+        raise NotImplementedError
+
+    def decode(self, outputs: Any, sizes: Tensor) -> Instances:
+        """The detections of (B, D), in the frame's pixels, best first; label -1 marks padding."""
+        raise NotImplementedError
+
+    def description(self) -> dict[str, Any]:
+        """Plain values from which, with the weights, `load` makes the same model: they go into every checkpoint."""
+        return {
+            "format": 1,
+            "architecture": self.architecture,
+            "categories": list(self.categories),
+            "resize": list(self.resize),
+        }
+
+    def detect(self, images: Tensor, sizes: Tensor) -> Instances:
+        """From pixels to detections: `decode` after `forward`."""
+        return self.decode(self(images, sizes), sizes)
+
+    def predict(self, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Instances]:
+        """Detections in pictures or video, one picture at a time, in the picture's own pixels, on the CPU.
+
+        Args:
+            source: an image file, a folder, a glob, a video, a camera's number, an (H, W, 3) uint8 RGB array, or a list.
+            score: the least score of a detection.
+            every: of a video, only every so many frames.
+
+        Raises:
+            DataError: a source cannot be read.
+        """
+        from .inference import run
+
+        for sample in run(self, source, score=score, every=every):
+            yield sample.target

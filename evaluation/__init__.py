@@ -1,0 +1,13 @@
+"""Predictions and truth to scores: COCO and VOC AP, confusion, threshold curves, charts and a report."""
+
+from .coco import CocoResult, evaluate_coco
+from .collector import DetectionCollector
+from .confidence import ConfidenceCurves, ImageErrors, confidence_curves, image_errors
+from .confusion import confusion_matrix
+from .drawing import draw_comparison
+from .plots import plot_confidence, plot_confusion, plot_precision_recall
+from .records import Detections, Truth
+from .report import ReportInputs, write_report
+from .results import read_coco_truth, read_results, write_results
+from .training_curves import plot_training
+from .voc import VocResult, evaluate_voc

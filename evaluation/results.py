@@ -1,0 +1,183 @@
+"""COCO's files for scoring: reading and writing results.json, and truth exactly as COCO's scorer reads it."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ..datasets.table import DataError
+from .records import Detections, Truth
+
+
+def read_results(path: str | Path, truth: Truth, category_ids: Sequence[int] | np.ndarray) -> Detections:
+    """Detections from a results.json: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
+
+    Boxes stay in float64, and areas are width times height as written, so that scores equal those of COCO's own code.
+    Other keys (segmentation) are not read.
+
+    Args:
+        path: the file.
+        truth: whose images the detections are of.
+        category_ids: (C,) the file's id of each label.
+
+    Raises:
+        DataError: the file is not there, no JSON or no such list, or a record lacks a key, names an unknown image or
+            category, has a box that is not four finite numbers of no negative size, or a score that is no finite
+            number.
+    """
+    path = Path(path)
+    records = _load(path)
+    if not isinstance(records, list):
+        raise DataError(
+            f"{path}: expected a list of detections, got a JSON {_kind(records)}. Results files hold a list; "
+            "an object with images and annotations is truth"
+        )
+    columns = {key: _column(path, records, key) for key in ("image_id", "category_id", "bbox", "score")}
+    for key, good, expected in (
+        ("image_id", _is_whole, "a whole number"),
+        ("category_id", _is_whole, "a whole number"),
+        ("bbox", _is_box, "[x, y, width, height], finite, of no negative size"),
+        ("score", _is_finite, "a finite number"),
+    ):
+        _check(path, columns[key], key, good, expected)
+    xywh = np.array(columns["bbox"], np.float64).reshape(-1, 4)
+    image_ids = np.array(columns["image_id"], np.int64)
+    image = truth.rows_of(image_ids)
+    _check_known(path, image, image_ids, "image_id", f"the truth has {len(truth.image_ids)} images")
+    given = np.array(columns["category_id"], np.int64)
+    labels = _labels(given, np.asarray(category_ids, np.int64))
+    _check_known(path, labels, given, "category_id", f"the truth has {_some(category_ids)}")
+    return Detections(image, _to_xyxy(xywh), labels, np.array(columns["score"], np.float64), xywh[:, 2] * xywh[:, 3])
+
+
+def write_results(
+    path: str | Path,
+    detections: Detections,
+    truth_image_ids: Sequence[int] | np.ndarray,
+    category_ids: Sequence[int] | np.ndarray,
+) -> None:
+    """Writes detections as COCO's results.json, which `read_results` and COCO's own code read.
+
+    Args:
+        path: the file; replaced if there is one.
+        detections: D detections.
+        truth_image_ids: (I,) ids by `detections.image`.
+        category_ids: (C,) ids by `detections.labels`.
+    """
+    boxes = detections.boxes
+    columns = zip(
+        np.asarray(truth_image_ids)[detections.image].tolist(),
+        np.asarray(category_ids)[detections.labels].tolist(),
+        np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]]).tolist(),
+        detections.scores.tolist(),
+        strict=True,
+    )
+    records = [{"image_id": i, "category_id": c, "bbox": box, "score": score} for i, c, box, score in columns]
+    Path(path).write_text(json.dumps(records), encoding="utf-8")
+
+
+def read_coco_truth(path: str | Path) -> tuple[Truth, list[str], np.ndarray]:
+    """Truth from a COCO instances.json, unrepaired: no box is clipped or dropped, all stay in float64.
+
+    A data set's table repairs boxes for training, which moves scores a little; these are the ones that COCO's code
+    gives.
+
+    Returns:
+        The truth, C category names and (C,) category ids, both by ascending id.
+
+    Raises:
+        DataError: the file is not there, no JSON, or lacks images, annotations, categories or a record's key.
+    """
+    path = Path(path)
+    content = _load(path)
+    if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
+        raise DataError(
+            f"{path}: expected a COCO object with images, annotations and categories, got a {_kind(content)}"
+        )
+    names = dict(zip(*(_column(path, content["categories"], key) for key in ("id", "name")), strict=True))
+    category_ids = np.array(sorted(names), np.int64)
+    image_ids = np.unique(np.array(_column(path, content["images"], "id"), np.int64))
+    annotations = content["annotations"]
+    boxes = _column(path, annotations, "bbox")
+    _check(path, boxes, "bbox", _is_box, "[x, y, width, height], finite, of no negative size")
+    xywh = np.array(boxes, np.float64).reshape(-1, 4)
+    given_image, given_label = (
+        np.array(_column(path, annotations, key), np.int64) for key in ("image_id", "category_id")
+    )
+    image, labels = _labels(given_image, image_ids), _labels(given_label, category_ids)
+    _check_known(path, image, given_image, "image_id", f"the file has {len(image_ids)} images")
+    _check_known(path, labels, given_label, "category_id", f"the file has {_some(category_ids)}")
+    box_area = xywh[:, 2] * xywh[:, 3]
+    area = np.array([a.get("area", fallback) for a, fallback in zip(annotations, box_area, strict=True)], np.float64)
+    crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
+    truth = Truth(image_ids, image, _to_xyxy(xywh), labels, area, crowd, np.zeros_like(crowd), box_area)
+    return truth, [str(names[i]) for i in sorted(names)], category_ids
+
+
+def _load(path: Path) -> object:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not JSON ({error}); was it written to the end?") from error
+
+
+def _column(path: Path, records: list, key: str) -> list:
+    try:
+        return [record[key] for record in records]
+    except (KeyError, TypeError):
+        row = next(i for i, record in enumerate(records) if not isinstance(record, dict) or key not in record)
+        raise DataError(f"{path}: record {row} has no {key!r}: {str(records[row])[:200]}") from None
+
+
+def _check(path: Path, values: list, key: str, good: Callable[[object], bool], expected: str) -> None:
+    for row, value in enumerate(values):
+        if not good(value):
+            raise DataError(f"{path}: record {row}: {key} must be {expected}, got {str(value)[:100]}")
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, (int, float)) and math.isfinite(value)
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)) and min(value[2:]) >= 0
+
+
+def _labels(ids: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """The place of each id in `known` (any order, unique), or -1."""
+    if not len(known):
+        return np.full(len(ids), -1)
+    order = np.argsort(known)
+    place = order[np.searchsorted(known, ids, sorter=order).clip(max=len(known) - 1)]
+    return np.where(known[place] == ids, place, -1)
+
+
+def _check_known(path: Path, rows: np.ndarray, ids: np.ndarray, key: str, known: str) -> None:
+    if (rows < 0).any():
+        row = int(np.flatnonzero(rows < 0)[0])
+        others = len(np.unique(ids[rows < 0])) - 1
+        more = f" (and {others} other ids)" if others else ""
+        raise DataError(f"{path}: record {row}: {key} {ids[row]} is unknown{more}; {known}. Is it the same split?")
+
+
+def _some(ids: Sequence[int] | np.ndarray) -> str:
+    values = [int(i) for i in ids]
+    return "the categories " + ", ".join(map(str, values[:10])) + (" …" if len(values) > 10 else "")
+
+
+def _to_xyxy(xywh: np.ndarray) -> np.ndarray:
+    return np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
+
+
+def _kind(value: object) -> str:
+    return {dict: "object", list: "list", str: "string", type(None): "null"}.get(type(value), "number")

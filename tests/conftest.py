@@ -1,0 +1,28 @@
+"""Fixtures shared by all tests."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("SIGHTLINE_DATA", ROOT.parent / "shared" / "data"))
+
+
+@pytest.fixture
+def real_data():
+    """A function from a folder's name to its path among the real data sets; skips the test where it is absent."""
+
+    def find(name: str) -> Path:
+        path = DATA / name
+        if not path.exists():
+            pytest.skip(f"real data not found at {path}; set SIGHTLINE_DATA to the folder that holds {name!r}")
+        return path
+
+    return find
+
+
+@pytest.fixture(autouse=True)
+def _seed():
+    torch.manual_seed(0)

@@ -1,0 +1,94 @@
+"""How the learning rate changes over a run: factors between 0 and 1 of the rate the optimiser was given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass
+class Schedule:
+    """A constant rate after a linear warm-up, and the base of the others.
+
+    Args:
+        warmup_steps: optimiser steps over which the rate rises from near zero.
+    """
+
+    warmup_steps: int = 0
+
+    def factor(self, step: int, total: int) -> float:
+        """What the rate is multiplied with.
+
+        Args:
+            step: optimiser steps taken so far, from 0.
+            total: optimiser steps of the whole run.
+        """
+        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
+        return warmup * self.decay(step, total)
+
+    def decay(self, step: int, total: int) -> float:
+        """The factor without the warm-up."""
+        return 1.0
+
+
+@dataclass
+class StepDecay(Schedule):
+    """The rate drops by a factor at given shares of the run.
+
+    Args:
+        milestones: shares of the run, in (0, 1), at which the rate drops.
+        gamma: the factor of each drop.
+    """
+
+    milestones: Sequence[float] = (0.67, 0.89)
+    gamma: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not all(0 < milestone < 1 for milestone in self.milestones):
+            raise ValueError(f"milestones are shares of the run between 0 and 1, got {tuple(self.milestones)}")
+
+    def decay(self, step: int, total: int) -> float:
+        return self.gamma ** sum(step >= milestone * total for milestone in self.milestones)
+
+
+@dataclass
+class ExponentialDecay(Schedule):
+    """The rate falls by the same factor in equal times.
+
+    Args:
+        final: the factor at the end of the run.
+    """
+
+    final: float = 0.01
+
+    def decay(self, step: int, total: int) -> float:
+        return self.final ** (step / max(1, total))
+
+
+@dataclass
+class InverseTimeDecay(Schedule):
+    """The rate falls as 1 / (1 + k t).
+
+    Args:
+        k: the fall; at the end of the run, where t is 1, the factor is 1 / (1 + k).
+    """
+
+    k: float = 10.0
+
+    def decay(self, step: int, total: int) -> float:
+        return 1 / (1 + self.k * step / max(1, total))
+
+
+@dataclass
+class CosineDecay(Schedule):
+    """The rate falls along half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5).
+
+    Args:
+        final: the factor at the end of the run.
+    """
+
+    final: float = 0.0
+
+    def decay(self, step: int, total: int) -> float:
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
