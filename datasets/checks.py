@@ -1,4 +1,4 @@
-"""Everything wrong with a data set, found by reading all of it: what the readers find, and what only decoded pictures tell."""
+"""Everything wrong with a data set: what the readers find, and what only decoded pictures tell."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ TINY = 2  # pixels; a box with a shorter side is more often a slip of the mouse 
 def check(path: str | PathLike, *, progress: bool = True) -> Problems:
     """Reads a data set, decodes every picture of it, and says what is wrong.
 
-    Fatal: whatever stops a training. Repaired: what training drops or clips. Warnings: the same picture in two splits or twice
-    in one, boxes under 2 pixels, the same object twice, categories without objects, pictures without objects, label
-    files without pictures. Nothing is written and no error is raised for bad data.
+    Fatal: whatever stops a training. Repaired: what training drops or clips. Warnings: the same picture in two splits
+    or twice in one, boxes under 2 pixels, the same object twice, categories without objects, pictures without objects,
+    label files without pictures. Nothing is written and no error is raised for bad data.
 
     Args:
         path: a file or folder in any known format.
@@ -71,11 +71,10 @@ def _require_same_categories(tables: dict[str, Table], where: str, problems: Pro
 
 
 def _decode(tables: dict[str, Table], problems: Problems, progress: bool) -> dict[str, bytes]:
-    """Path to the hash of the file's bytes, of every picture that can be decoded; the others are fatal.
-
-    Those of size (0, 0) have been reported by the reader.
-    """
-    sizes = {p: tuple(s) for t in tables.values() for p, s in zip(t.paths, t.sizes.tolist(), strict=True) if any(s)}
+    """Path to the hash of the file's bytes, of every picture that can be decoded; the others are fatal."""
+    problems.forget(UNREADABLE)  # those whose header is broken are found again
+    sizes = {p: tuple(s) for t in tables.values() for p, s in zip(t.paths, t.sizes.tolist(), strict=True)}
+    sizes = {path: size for path, size in sizes.items() if os.path.exists(path)}  # missing ones have been reported
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
         found = pool.map(_look, sizes)
         bar = tqdm(found, "decoding", len(sizes), unit="picture", disable=not progress, leave=False)

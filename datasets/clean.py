@@ -59,7 +59,7 @@ class Pictures:
 def clean_table(
     name: str, categories: list[str], pictures: Pictures, objects: Objects, problems: Problems, *, category_ids=None
 ) -> Table:
-    """The `Table` of one split, its objects sorted by image, clipped, of positive size; what was wrong joins `problems`.
+    """The `Table` of one split: objects sorted by image, clipped, of positive size; what was wrong joins `problems`.
 
     Raises:
         DataError: there is no picture at all; `name` is the file or folder to blame.
@@ -124,13 +124,11 @@ def _areas(boxes: np.ndarray, stated: np.ndarray | None) -> np.ndarray:
     return np.where(np.isfinite(stated) & (stated > 0), stated, width * height)
 
 
-def measure(
-    paths: list[str], problems: Problems, *, stated: Sequence[tuple[int, int]] | None = None
-) -> np.ndarray:
+def measure(paths: list[str], problems: Problems, *, stated: Sequence[tuple[int, int]] | None = None) -> np.ndarray:
     """(I, 2) int64, each picture's (height, width) after EXIF rotation.
 
-    A missing or unreadable picture is fatal. A header costs 0.1 ms and a seek, so for the many pictures of a large set the
-    sizes that the annotations state are believed after a sample: `HEADERS` of them, evenly spaced, must agree.
+    A missing or unreadable picture is fatal. A header costs 0.1 ms and a seek, so for the many pictures of a large set
+    the sizes that the annotations state are believed after a sample: `HEADERS` of them, evenly spaced, must agree.
 
     Args:
         stated: I sizes from the annotations; (0, 0) where they state none. Where picture and annotations disagree the

@@ -1,10 +1,12 @@
 """COCO's detection json (https://cocodataset.org/#format-data), read and written.
 
-Categories are ordered by id and the file's ids are kept, in `Table.category_ids`. A segmentation stays as the file has it.
+Categories are ordered by id and the file's ids are kept, in `Table.category_ids`. A segmentation stays as the file has
+it.
 
-What is fatal: an image id, category id or file name used twice or missing, a box that is not four numbers, a category that
-the file does not declare, a picture that is not there. What is repaired: see `clean`; also an annotation whose image the file
-does not list (dropped), an annotation id used twice (the table keeps no annotation ids, and writes new ones).
+What is fatal: an image id, category id or file name used twice or missing, a box that is not four numbers, a category
+that the file does not declare, a picture that is not there. What is repaired: see `clean`; also an annotation whose
+image the file does not list (dropped), an annotation id used twice (the table keeps no annotation ids, and writes new
+ones).
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ def read_coco(json_path: str | PathLike, image_folder: str | PathLike | None = N
 
     Args:
         json_path: an `instances_*.json` or any file of that form.
-        image_folder: where its pictures lie; by default found around the json (beside it, `images/`, `train2017/`, ...).
+        image_folder: where its pictures lie; by default found around the json (beside it, `images/`, `train2017/`).
 
     Raises:
         DataError: no json, of another form, without images, or no pictures around it. Smaller faults are in `problems`.
@@ -75,12 +77,20 @@ def write_coco(table: Table, path: str | PathLike) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     images = [
         {"id": id_, "file_name": _relative(picture, path.parent), "height": height, "width": width}
-        for id_, picture, (height, width) in zip(table.image_ids.tolist(), table.paths, table.sizes.tolist(), strict=True)
+        for id_, picture, (height, width) in zip(
+            table.image_ids.tolist(), table.paths, table.sizes.tolist(), strict=True
+        )
     ]
     categories = [
         {"id": id_, "name": name} for id_, name in zip(table.category_ids.tolist(), table.categories, strict=True)
     ]
-    document = {"info": {}, "licenses": [], "images": images, "annotations": _annotations(table), "categories": categories}
+    document = {
+        "info": {},
+        "licenses": [],
+        "images": images,
+        "annotations": _annotations(table),
+        "categories": categories,
+    }
     path.write_text(json.dumps(document), encoding="utf-8")
 
 
@@ -88,7 +98,8 @@ class CocoFolder:
     """A COCO data set: one json, or a folder of them, one for each split.
 
     Attributes:
-        splits: the names `read` takes, from the json's names (`instances_train2017.json` is "train"); empty for one json.
+        splits: the names `read` takes, from the json's names (`instances_train2017.json` is "train"); empty for one
+            json.
     """
 
     def __init__(self, path: str | PathLike) -> None:
@@ -100,7 +111,7 @@ class CocoFolder:
         for json_path in jsons:
             other = self._jsons.setdefault(split_of(json_path), json_path)
             if other is not json_path:
-                raise DataError(f"{path}: {other.name} and {json_path.name} are both {split_of(other)!r}; give one of them")
+                raise DataError(f"{path}: {other.name} and {json_path.name} are both {split_of(other)!r}; give one")
         self.splits = [] if path.is_file() else list(self._jsons)
 
     def read(self, split: str | None = None) -> Table:
@@ -135,7 +146,7 @@ def _looks_right(path: Path) -> bool:
 
 
 def split_of(path: Path) -> str:
-    """The split a json's name or, failing that, its folder's name speaks of ("train2017" is train); its stem when neither does."""
+    """The split that a json's name, else its folder's name, speaks of ("train2017" is train); else its stem."""
     for text in (path.stem, path.parent.name):
         found = re.search(r"(?<![a-z])(trainval|minival|train|validation|valid|val|test)(?![a-z])", text.lower())
         if found:
@@ -154,7 +165,9 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     for key in ("images", "annotations", "categories"):
         rows = document.get(key) if isinstance(document, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
-            raise DataError(f"{path}: not COCO's detection form: no list of objects under {key!r}{_other_form(document)}")
+            raise DataError(
+                f"{path}: not COCO's detection form: no list of objects under {key!r}{_other_form(document)}"
+            )
     if document["annotations"] and all("caption" in row for row in document["annotations"][:10]):
         raise DataError(f"{path}: holds captions, not boxes; give the instances_*.json beside it")
     return document
@@ -202,7 +215,7 @@ def _size(image: dict) -> tuple[int, int]:
 
 
 def _categories(path: Path, rows: list[dict], problems: Problems) -> tuple[list[int], list[str]]:
-    """Ids, ascending, and names. A name used twice gets its id behind it: exporters write such files, and they are usable."""
+    """Ids, ascending, and names. A name used twice gets its id behind it: exporters write such files."""
     if not rows:
         raise DataError(f"{path}: no categories; list them as {{'id': 1, 'name': 'cat'}} under 'categories'")
     found: dict[int, str] = {}
@@ -291,7 +304,9 @@ def _find_images(path: Path, names: list[str]) -> Path:
     hits = [sum((folder / name).is_file() for name in probes) for folder in folders]
     if probes and max(hits) == 0:
         tried = ", ".join(str(folder) for folder in folders if folder.is_dir())
-        raise DataError(f"{path}: its pictures (such as {probes[0]!r}) are in none of {tried}; put them in one of these")
+        raise DataError(
+            f"{path}: its pictures (such as {probes[0]!r}) are in none of {tried}; put them in one of these"
+        )
     return folders[hits.index(max(hits))]
 
 

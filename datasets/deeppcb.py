@@ -1,8 +1,9 @@
 """DeepPCB's own form (Tang et al. 2019, https://arxiv.org/abs/1902.06197): six kinds of defects on circuit boards.
 
 `trainval.txt` and `test.txt` list a picture and a text file a line; the picture listed as `x.jpg` is `x_test.jpg` or
-`x_test.png` (the defect-free `x_temp` beside it is not used), and the text holds `x0 y0 x1 y1 type` an object, type 1..6.
-What is fatal: a line of another form, an unknown type, a listed file that is not there. What is repaired: see `clean`.
+`x_test.png` (the defect-free `x_temp` beside it is not used), and the text holds `x0 y0 x1 y1 type` an object, type
+1..6. What is fatal: a line of another form, an unknown type, a listed file that is not there. What is repaired: see
+`clean`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """A data set from its path alone: the format is recognised, the splits are found, and what cannot be repaired stops.
 
-    tables = read_splits("coco/")                                  # {"train": Table, "val": Table, ...}
-    tables = read_splits("VOC2007/", train="trainval", val="test")
-    table = read("instances_val2017.json")
+tables = read_splits("coco/")                                  # {"train": Table, "val": Table, ...}
+tables = read_splits("VOC2007/", train="trainval", val="test")
+table = read("instances_val2017.json")
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Source(Protocol):
     splits: list[str]
 
     def read(self, split: str | None = None) -> Table:
-        """One split; None for the whole of a set without splits. Faults, fatal ones too, are in the table's problems."""
+        """One split; None for a set without splits. Faults, fatal ones too, are in the table's problems."""
         ...
 
 
@@ -43,8 +43,8 @@ def read(path: str | PathLike, split: str | None = None) -> Table:
 
     Args:
         path: a file or folder in any known format.
-        split: the data set's own name for it, or "train", "val" or "test" in the sense of `read_splits`. None takes a data
-            set that has at most one split whole.
+        split: the data set's own name for it, or "train", "val" or "test" in the sense of `read_splits`. None takes a
+            data set that has at most one split whole.
 
     Raises:
         DataError: of no known format, no such split, several splits and none chosen, or wrong beyond repair.
@@ -68,9 +68,9 @@ def read_splits(
 ) -> dict[str, Table]:
     """All that a training needs of a data set: "train", "val" and, where there is one, "test".
 
-    What is trained on is the split "train", else "trainval". What validates is "val"; where there is none, or where it is a
-    part of what is trained on, "test" (noted as a warning); where there is no "test" either, about `val_fraction` of the
-    pictures, chosen by hash of the file name, so that the choice stays the same when pictures are added.
+    What is trained on is the split "train", else "trainval". What validates is "val"; where there is none, or where it
+    is a part of what is trained on, "test" (noted as a warning); where there is no "test" either, about `val_fraction`
+    of the pictures, chosen by hash of the file name, so that the choice stays the same when pictures are added.
 
     Args:
         path: a file or folder in any known format.
@@ -127,7 +127,9 @@ def find(path: str | PathLike) -> Source:
     if not found:
         shown = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
         entries = ", ".join(shown[:8]) + (f", … ({len(shown)} entries)" if len(shown) > 8 else "")
-        raise DataError(f"{path}: no data set recognised. Known are\n    {_LAYOUTS}\nbut here is {entries or 'nothing'}")
+        raise DataError(
+            f"{path}: no data set recognised. Known are\n    {_LAYOUTS}\nbut here is {entries or 'nothing'}"
+        )
     if len(found) > 1:
         listed = ", ".join(f"{kind.__name__.removesuffix('Folder')} ({where})" for kind, where in found)
         raise DataError(f"{path}: more than one data set is here: {listed}; give the path of one")

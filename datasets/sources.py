@@ -1,4 +1,4 @@
-"""Pictures one at a time from whatever a person points at: picture, folder, pattern, video file, stream, camera, or several.
+"""Pictures one at a time from whatever one points at: picture, folder, pattern, video, stream, camera, or several.
 
     for name, index, image, fps in frames("clip.mp4", every=5): ...
 
@@ -64,8 +64,8 @@ class Frames:
     def __init__(self, source: str | int | PathLike | Sequence, every: int = 1) -> None:
         """
         Args:
-            source: a picture, video, folder (its pictures and videos), pattern ("in/*.jpg"), stream address ("rtsp://..."),
-                camera number (0 or "0"), or a list of such.
+            source: a picture, video, folder (its pictures and videos), pattern ("in/*.jpg"), stream address
+                ("rtsp://..."), camera number (0 or "0"), or a list of such.
             every: of a video, take every n-th frame, from the first.
 
         Raises:

@@ -16,8 +16,8 @@ _NO_VAL = 'no "val" split ("test" is validated on; do not also report it as unse
 def roles(splits: Sequence[str], where: str, *, train: str | None = None, val: str | None = None) -> dict[str, str]:
     """From "train", "val" and "test" to the data set's own split names; a role that nothing fills is left out.
 
-    "train" is `train`, else "train", else "trainval"; "val" is `val`, else "val" unless "trainval", which contains it, is
-    trained on, else "test"; "test" is "test". With neither val nor test the caller holds pictures out by hash.
+    "train" is `train`, else "train", else "trainval"; "val" is `val`, else "val" unless "trainval", which contains it,
+    is trained on, else "test"; "test" is "test". With neither val nor test the caller holds pictures out by hash.
 
     Args:
         splits: the names of the data set's splits, at least one.
@@ -29,7 +29,9 @@ def roles(splits: Sequence[str], where: str, *, train: str | None = None, val: s
     """
     for name in (train, val):
         if name is not None and name not in splits:
-            raise DataError(f"{where}: no split {name!r}; there are {', '.join(splits) or 'none'}{nearest(name, splits)}")
+            raise DataError(
+                f"{where}: no split {name!r}; there are {', '.join(splits) or 'none'}{nearest(name, splits)}"
+            )
     found = {"train": train or next((name for name in ("train", "trainval") if name in splits), None)}
     if found["train"] is None and len(splits) == 1:
         return {"train": splits[0]}
@@ -69,7 +71,9 @@ def split_by_hash(table: Table, fraction: float, seed: int) -> dict[str, Table]:
         raise DataError(f"{table.paths[0]}: the only picture cannot both train and validate; name a val split")
     held = held_out([basename(path) for path in table.paths], fraction, seed)
     train, val = table.select(np.flatnonzero(~held)), table.select(np.flatnonzero(held))
-    train.problems.warn(f'no "val" split (held out {held.sum()} of {len(held)} pictures by hash of the name)', table.paths[0])
+    train.problems.warn(
+        f'no "val" split (held out {held.sum()} of {len(held)} pictures by hash of the name)', table.paths[0]
+    )
     val.problems = Problems()
     return {"train": train, "val": val}
 

@@ -14,8 +14,8 @@ import numpy as np
 class Problems:
     """What was wrong with a data set: counts and the first few examples of each kind.
 
-    A problem is repaired (the object clipped or dropped), fatal (these stop the command before work starts), or a warning
-    (nothing was changed; only a person can tell whether it is right).
+    A problem is repaired (the object clipped or dropped), fatal (these stop the command before work starts), or a
+    warning (nothing was changed; only a person can tell whether it is right).
     """
 
     LIMIT = 5  # examples kept of each kind
@@ -25,7 +25,7 @@ class Problems:
     warned: dict[str, list[str]] = field(default_factory=dict)
 
     def add(self, kind: str, where: str, *, fatal: bool = False) -> None:
-        """Notes one problem: `kind` says what and what was done ("box outside its image (dropped)"), `where` names file and line."""
+        """Notes one problem: `kind` says what, and what was done ("... (dropped)"); `where` names file and line."""
         self._note(self.fatal if fatal else self.repaired, kind, 1, [where])
 
     def add_rows(self, kind: str, rows: np.ndarray, where: Callable[[int], str], *, fatal: bool = False) -> None:
@@ -37,6 +37,11 @@ class Problems:
     def warn(self, kind: str, where: str) -> None:
         """Notes something odd that was left as it is."""
         self._note(self.warned, kind, 1, [where])
+
+    def forget(self, kind: str) -> None:
+        """Takes back all problems of a kind."""
+        for kinds in (self.repaired, self.fatal, self.warned, self.counts):
+            kinds.pop(kind, None)
 
     def merge(self, other: Problems) -> None:
         """Takes in another's problems."""
@@ -77,7 +82,7 @@ class Table:
         image: (K,) int64, each object's row in `paths`; ascending.
         boxes: (K, 4) float32, xyxy in pixels, clipped, of positive width and height.
         labels: (K,) int64, 0..C-1.
-        area: (K,) float64, in square pixels: the mask's where the file gives one, else the box's. COCO's size ranges use it.
+        area: (K,) float64, in square pixels: the mask's where the file gives one, else the box's; COCO sizes by it.
         crowd: (K,) bool, COCO's iscrowd.
         difficult: (K,) bool, Pascal VOC's flag; such objects are trained on, and ignored by the VOC scores.
         category_ids: (C,) int64, the ids by which the file knows the categories; 1..C where it has none.
@@ -104,8 +109,8 @@ class Table:
     def __post_init__(self) -> None:
         images, objects = len(self.paths), len(self.image)
         shapes = {
-            "image_ids": (images,), "sizes": (images, 2), "boxes": (objects, 4), "labels": (objects,), "area": (objects,),
-            "crowd": (objects,), "difficult": (objects,), "category_ids": (len(self.categories),),
+            "image_ids": (images,), "sizes": (images, 2), "boxes": (objects, 4), "labels": (objects,),
+            "area": (objects,), "crowd": (objects,), "difficult": (objects,), "category_ids": (len(self.categories),),
         }  # fmt: skip
         for name, shape in shapes.items():
             if getattr(self, name).shape != shape:

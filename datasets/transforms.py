@@ -55,13 +55,14 @@ def resize_instances(instances: Instances, old: tuple[int, int], new: tuple[int,
 
 
 def resize_exact(image: Tensor, min_size: int, max_size: int) -> Tensor:
-    """A picture (3, H, W) resized in float32 with torchvision's numbers; to compare networks, too slow to train them.
+    """A picture (3, H, W) resized in floating point with torchvision's numbers; to compare networks, too slow to train them.
 
     Returns:
-        (3, h, w) float32 in the input's units.
+        (3, h, w) in the input's units; float32 unless the input is of another floating type.
     """
     shape = resize_shape(*image.shape[1:], min_size, max_size)
-    return F.interpolate(image[None].float(), size=shape, mode="bilinear", align_corners=False)[0]
+    image = image if image.is_floating_point() else image.float()
+    return F.interpolate(image[None], size=shape, mode="bilinear", align_corners=False)[0]
 
 
 def flip(sample: Sample) -> Sample:

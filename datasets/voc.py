@@ -1,13 +1,14 @@
 """Pascal VOC's xml files (http://host.robots.ox.ac.uk/pascal/VOC), read and written.
 
-Two layouts are known: the devkit's (`Annotations/*.xml`, `JPEGImages/`, lists in `ImageSets/Main/`) and labelling tools' (xml
-files beside the pictures or in `annotations/`, no lists). Coordinates are taken as they are, xmin to xmax, as torchvision and
-most tools do; the devkit counts pixels from 1 inclusively, so that its boxes would be (xmin - 1, ymin - 1, xmax, ymax).
+Two layouts are known: the devkit's (`Annotations/*.xml`, `JPEGImages/`, lists in `ImageSets/Main/`) and labelling
+tools' (xml files beside the pictures or in `annotations/`, no lists). Coordinates are taken as they are, xmin to xmax,
+as torchvision and most tools do; the devkit counts pixels from 1 inclusively, so that its boxes would be (xmin - 1,
+ymin - 1, xmax, ymax).
 
-Categories are the lines of `classes.txt` where there is one, else the sorted names of all the folder's xml files, so that all
-splits agree; VOC's twenty when at least ten of them and no other occur, for a part of VOC. What is fatal: broken xml, a
-coordinate that is no number, a name that is missing or not among given categories, a listed file or a picture that is not
-there. What is repaired: see `clean`; also a name listed twice (kept once).
+Categories are the lines of `classes.txt` where there is one, else the sorted names of all the folder's xml files, so
+that all splits agree; VOC's twenty when at least ten of them and no other occur, for a part of VOC. What is fatal:
+broken xml, a coordinate that is no number, a name that is missing or not among given categories, a listed file or a
+picture that is not there. What is repaired: see `clean`; also a name listed twice (kept once).
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ from .images import IMAGE_SUFFIXES
 from .table import DataError, Problems, Table, nearest
 
 CATEGORIES = (
-    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog", "horse",
-    "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
+    "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable", "dog",
+    "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor",
 )  # fmt: skip
 _CORNERS = ("xmin", "ymin", "xmax", "ymax")
 
@@ -99,7 +100,9 @@ class VocFolder:
 
     def _listed(self, split: str, problems: Problems) -> list[str]:
         if split not in self._lists:
-            raise DataError(f"{self.folder}: no list ImageSets/Main/{split}.txt; there are {', '.join(self._lists) or 'none'}")
+            raise DataError(
+                f"{self.folder}: no list ImageSets/Main/{split}.txt; there are {', '.join(self._lists) or 'none'}"
+            )
         path = self._lists[split]
         stems: dict[str, None] = {}
         for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
@@ -247,7 +250,7 @@ def _where(path: Path, number: int) -> str:
 
 
 def write_voc(table: Table, folder: str | PathLike, split: str) -> None:
-    """Writes `Annotations/*.xml`, the list `ImageSets/Main/<split>.txt` and `classes.txt`; the pictures belong in `JPEGImages/`.
+    """Writes `Annotations/*.xml`, `ImageSets/Main/<split>.txt` and `classes.txt`; the pictures belong in `JPEGImages/`.
 
     VOC knows neither masks nor crowds: masks are left out, and a crowd becomes a difficult object.
 

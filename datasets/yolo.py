@@ -1,12 +1,13 @@
-"""YOLO's text labels, read and written: a line `class cx cy w h` an object, in fractions of the picture's width and height.
+"""YOLO's text labels, read and written: a line `class cx cy w h` an object, in fractions of the picture.
 
-Known layouts: a `data.yaml` (`names`; `train`, `val`, `test` as folder, list file, or several, relative to `path`), or folders
-`images/` and `labels/`, with or without split folders in them, and the names in `classes.txt` or `obj.names`. A picture's
-labels lie where the last `images` of its path reads `labels`, else beside it; without a file it is a picture without objects.
+Known layouts: a `data.yaml` (`names`; `train`, `val`, `test` as folder, list file, or several, relative to `path`), or
+folders `images/` and `labels/`, with or without split folders in them, and the names in `classes.txt` or `obj.names`. A
+picture's labels lie where the last `images` of its path reads `labels`, else beside it; without a file it is a picture
+without objects.
 
-A line of more than five numbers is a polygon: class x1 y1 x2 y2 x3 y3 ..., kept in pixels, and the box is what encloses it.
-What is fatal: a line that is no such thing, a class that is not among the names, two pictures that share one label file, a
-listed picture that is not there. What is repaired: see `clean`; also a picture listed twice (kept once).
+A line of more than five numbers is a polygon: class x1 y1 x2 y2 x3 y3 ..., kept in pixels, and the box is what encloses
+it. What is fatal: a line that is no such thing, a class that is not among the names, two pictures that share one label
+file, a listed picture that is not there. What is repaired: see `clean`; also a picture listed twice (kept once).
 """
 
 from __future__ import annotations
@@ -63,7 +64,9 @@ class YoloFolder:
     def read(self, split: str | None = None) -> Table:
         """One split; as `read_yolo`."""
         if (split or "") not in self._sources:
-            raise DataError(f"{self.yaml or self.folder}: no split {split!r}; there are {', '.join(self.splits) or 'none'}")
+            raise DataError(
+                f"{self.yaml or self.folder}: no split {split!r}; there are {', '.join(self.splits) or 'none'}"
+            )
         problems = Problems()
         paths = self._pictures(self._sources[split or ""], problems)
         labels = [label_file(path) for path in paths]
@@ -78,7 +81,9 @@ class YoloFolder:
         """Label files in `labels/` folders that belong to no picture of any split."""
         used = {label_file(p) for source in self._sources.values() for p in self._pictures(source, Problems())}
         folders = {file.parent for file in used if file.parent.is_dir() and "labels" in file.parts}
-        return sorted(f for folder in folders for f in folder.glob("*.txt") if f not in used and f.name != "classes.txt")
+        return sorted(
+            f for folder in folders for f in folder.glob("*.txt") if f not in used and f.name != "classes.txt"
+        )
 
     def _pictures(self, sources: list[Path], problems: Problems) -> list[str]:
         found: dict[str, None] = {}
@@ -151,7 +156,7 @@ def _read_yaml(path: Path) -> tuple[list[str], dict[str, list[Path]]]:
 
 
 def _resolve(yaml_path: Path, base: Path, entry: str) -> Path:
-    """A folder or list file as the yaml names it, tried below `path`, below the yaml, and there without any leading `../`."""
+    """A folder or list file that the yaml names: below `path`, below the yaml, or there without leading `../`."""
     bare = entry
     while bare.startswith("../"):
         bare = bare[3:]

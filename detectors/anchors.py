@@ -14,27 +14,36 @@ class Anchors(nn.Module):
     Args:
         sizes: for each feature map, the sides in pixels of its square anchors, e.g. ((32,), (64,), (128,), (256,), (512,)).
         ratios: heights over widths, the same on every map.
-        strides: pixels per cell of each map.
     """
 
-    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float], strides: Sequence[int]) -> None:
+    def __init__(self, sizes: Sequence[Sequence[float]], ratios: Sequence[float]) -> None:
         super().__init__()
-        if len(sizes) != len(strides):
-            raise ValueError(f"{len(sizes)} rows of anchor sizes for {len(strides)} feature maps (strides {tuple(strides)})")
-        self.strides = tuple(strides)
         self.per_cell = [len(row) * len(ratios) for row in sizes]
         self.num_levels = len(sizes)
         for level, row in enumerate(sizes):
             self.register_buffer(f"cell_{level}", cell_anchors(row, ratios), persistent=False)
 
-    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
-        """One (H * W * A, 4) float32 tensor a map (B, C, H, W): rows, then columns, then the A anchors of a cell."""
+    def forward(self, features: Sequence[Tensor], frame: tuple[int, int]) -> list[Tensor]:
+        """Anchors of each map.
+
+        The spacing is the frame's side over the map's, rounded down, as in torchvision: where a map's side was rounded up
+        (13 cells of a coarsest level for 800 pixels), it is less than the nominal stride (61, not 64).
+
+        Args:
+            features: maps (B, C, H, W).
+            frame: (height, width) in pixels of the padded images.
+
+        Returns:
+            One (H * W * A, 4) tensor a map: rows, then columns, then the A anchors of a cell.
+        """
+        if len(features) != self.num_levels:
+            raise ValueError(f"{self.num_levels} rows of anchor sizes for {len(features)} feature maps")
         anchors = []
-        for level, (feature, stride) in enumerate(zip(features, self.strides, strict=True)):
+        for level, feature in enumerate(features):
             cell: Tensor = getattr(self, f"cell_{level}")
             height, width = feature.shape[-2:]
-            y = torch.arange(height, device=cell.device, dtype=cell.dtype) * stride
-            x = torch.arange(width, device=cell.device, dtype=cell.dtype) * stride
+            y = torch.arange(height, device=cell.device, dtype=cell.dtype) * (frame[0] // height)
+            x = torch.arange(width, device=cell.device, dtype=cell.dtype) * (frame[1] // width)
             y, x = torch.meshgrid(y, x, indexing="ij")
             corners = torch.stack([x, y, x, y], dim=-1)
             anchors.append((corners[:, :, None] + cell).view(-1, 4))

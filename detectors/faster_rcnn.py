@@ -53,7 +53,7 @@ class FasterRCNN(Detector):
             sizes: (B, 2), the valid (height, width) of each.
         """
         features = self.backbone(self.normalize(images, sizes))
-        return Outputs(features, self.rpn(features, sizes))
+        return Outputs(features, self.rpn(features, sizes, images.shape[-2:]))
 
     def losses(self, outputs: Outputs, targets: Instances) -> dict[str, Tensor]:
         """The four losses of Faster R-CNN: `loss_objectness`, `loss_rpn_box`, `loss_cls`, `loss_box`, all to be summed."""
@@ -234,7 +234,9 @@ def _rpn(
         raise ValueError(
             f"the RPN needs maps of one number of channels, the backbone gives {body.channels}; take one that ends in _fpn"
         )
-    anchors = Anchors(anchor_sizes, (0.5, 1.0, 2.0), body.strides)
+    if len(anchor_sizes) != len(body.strides):
+        raise ValueError(f"{len(anchor_sizes)} rows of anchor sizes for a backbone of {len(body.strides)} feature maps")
+    anchors = Anchors(anchor_sizes, (0.5, 1.0, 2.0))
     if len(set(anchors.per_cell)) > 1:
         raise ValueError(f"every level needs the same number of anchor sizes, got {[len(row) for row in anchor_sizes]}")
     head = RPNHead(body.channels[0], anchors.per_cell[0], depth=depth)

@@ -72,14 +72,15 @@ class RPN(nn.Module):
         self.pre_nms, self.post_nms, self.iou_threshold = pre_nms, post_nms, iou_threshold
         self.score_threshold, self.samples = score_threshold, samples
 
-    def forward(self, features: Sequence[Tensor], sizes: Tensor) -> Proposals:
+    def forward(self, features: Sequence[Tensor], sizes: Tensor, frame: tuple[int, int]) -> Proposals:
         """Proposals from feature maps.
 
         Args:
             features: L maps (B, C, H, W).
             sizes: (B, 2), each image's (height, width) in pixels.
+            frame: (height, width) that the images are padded to.
         """
-        anchors = self.anchors(features)
+        anchors = self.anchors(features, frame)
         logits, deltas = self.head(features)
         with torch.no_grad():
             boxes, valid = self._propose(logits, deltas, anchors, sizes)

@@ -10,7 +10,7 @@ ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("SIGHTLINE_DATA", ROOT.parent / "shared" / "data"))
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def real_data():
     """A function from a folder's name to its path among the real data sets; skips the test where it is absent."""
 

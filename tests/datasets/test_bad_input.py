@@ -1,4 +1,4 @@
-"""Every kind of bad annotation, in each of the three formats: what is repaired is counted, what is fatal names its place."""
+"""Every kind of bad annotation, in each of three formats: what is repaired is counted, what is fatal is named."""
 
 import json
 from pathlib import Path
@@ -214,7 +214,9 @@ def test_broken_file_names_its_line(make):
 def test_empty_data_set(make):
     folder = make({"a": [GOOD]})
     if make.format == "coco":
-        (folder / "instances.json").write_text(json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]}))
+        (folder / "instances.json").write_text(
+            json.dumps({"images": [], "annotations": [], "categories": [{"id": 1, "name": "x"}]})
+        )
     elif make.format == "voc":
         (folder / "ImageSets" / "Main").mkdir(parents=True)
         (folder / "ImageSets" / "Main" / "train.txt").write_text("")

@@ -57,7 +57,12 @@ def test_real_set_agrees_with_pycocotools(real_data, split, pictures, objects):
     for row, image_id in enumerate(table.image_ids.tolist()):
         annotations = coco.loadAnns(coco.getAnnIds([image_id]))
         mine = slice(offsets[row], offsets[row + 1])
-        boxes = np.array([a["bbox"] for a in annotations]).reshape(-1, 4) @ [[1, 0, 1, 0], [0, 1, 0, 1], [0, 0, 1, 0], [0, 0, 0, 1]]
+        boxes = np.array([a["bbox"] for a in annotations]).reshape(-1, 4) @ [
+            [1, 0, 1, 0],
+            [0, 1, 0, 1],
+            [0, 0, 1, 0],
+            [0, 0, 0, 1],
+        ]
         np.testing.assert_allclose(table.boxes[mine], boxes, atol=0.01)
         assert table.category_ids[table.labels[mine]].tolist() == [a["category_id"] for a in annotations]
         assert table.area[mine].tolist() == [a["area"] for a in annotations]
@@ -127,7 +132,11 @@ FATAL = [
     ("no file name", {"images": [image(), {"id": 3}]}, "image file_name is not"),
     ("category twice", {"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "category id used twice"),
     ("three numbers", {"annotations": [annotation(), annotation(id=2, bbox=[1, 2, 3])]}, "bbox is not four numbers"),
-    ("no bbox", {"annotations": [annotation(), {"id": 2, "image_id": 20, "category_id": 3}]}, "bbox is not four numbers"),
+    (
+        "no bbox",
+        {"annotations": [annotation(), {"id": 2, "image_id": 20, "category_id": 3}]},
+        "bbox is not four numbers",
+    ),
     ("no category", {"annotations": [annotation(), annotation(id=2, category_id=None)]}, "category is not among"),
     ("missing picture", {"images": [image(), image(id=4, file_name="c.jpg")]}, "picture is missing"),
 ]

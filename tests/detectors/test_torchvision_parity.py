@@ -28,16 +28,20 @@ MODELS = {
 }
 
 
-@pytest.fixture(params=MODELS)
+# To be quick. All else is torchvision's default.
+SMALL = {"min_size": 256, "max_size": 400, "rpn_pre_nms_top_n_test": 200, "rpn_post_nms_top_n_test": 200}
+
+
+@pytest.fixture(params=MODELS, scope="module")
 def pair(request, real_data):
     """torchvision's model, ours with its state dict, and photographs of two shapes (3, H, W) in 0..255."""
     photographs = [photograph(real_data("demo") / name) for name in ("dog.jpg", "horses.jpg")]
     make_peer, make_ours, spread = MODELS[request.param]
     torch.manual_seed(0)
-    peer = make_peer(weights=None, weights_backbone=None, min_size=288, max_size=480)  # small, to be quick
+    peer = make_peer(weights=None, weights_backbone=None, **SMALL)
     peer = peer.double().eval()
     calibrate(peer, photographs[0], spread)
-    ours = make_ours().double()
+    ours = make_ours(proposals=200).double()
     missing, unexpected = ours.load_state_dict(peer.state_dict(), strict=False)
     assert missing == ["normalize.mean", "normalize.std"]
     assert not [key for key in unexpected if "num_batches_tracked" not in key]
@@ -174,7 +178,7 @@ def test_same_losses_for_the_same_samples(pair):
     }
     for our_name, peer_name in names.items():
         assert expected[peer_name] > 1e-3
-        torch.testing.assert_close(mine[our_name], expected[peer_name], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(mine[our_name], expected[peer_name].double(), rtol=1e-5, atol=1e-5)
 
 
 def spy(function, into):
