@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
@@ -202,3 +203,11 @@ def distinct_names(paths: list[str]) -> list[str]:
         if other != path:
             raise DataError(f"{other} and {path}: pictures of one name need different ones in this format")
     return [os.path.basename(path) for path in paths]
+
+
+def read_lines(path: Path) -> list[str]:
+    """The lines of a list file, without the white space around them; empty ones stay, so that numbers are right."""
+    try:
+        return [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, ValueError) as error:  # ValueError: bytes that are no UTF-8
+        raise DataError(f"{path}: cannot be read, {error}") from error

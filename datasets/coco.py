@@ -45,7 +45,7 @@ def read_coco(json_path: str | PathLike, image_folder: str | PathLike | None = N
 
 @contextmanager
 def _no_garbage_collection():
-    """The collector walks millions of fresh json objects again and again and finds nothing: a third of the time."""
+    """The collector walks millions of fresh json objects again and again and finds nothing to free."""
     was_on = gc.isenabled()
     gc.disable()
     try:
@@ -186,7 +186,7 @@ def _image_columns(path: Path, images: list[dict], problems: Problems) -> tuple[
     ids = [row.get("id") for row in images]
     names = [row.get("file_name") for row in images]
     for row, (id_, name) in enumerate(zip(ids, names, strict=True)):
-        if not _is_id(id_):
+        if not _is_whole(id_):
             problems.add("image id is not a whole number", f"{path}: images[{row}]: {id_!r}", fatal=True)
             ids[row] = -1 - row
         if not isinstance(name, str):
@@ -199,7 +199,8 @@ def _image_columns(path: Path, images: list[dict], problems: Problems) -> tuple[
     return ids, [name.replace("\\", "/") for name in names]
 
 
-def _is_id(value: Any) -> bool:
+def _is_whole(value: Any) -> bool:
+    """Whether it is a whole number that numpy can hold."""
     return isinstance(value, int) and abs(value) < 2**63
 
 
@@ -211,7 +212,7 @@ def _doubled(values: list) -> list[int]:
 
 def _size(image: dict) -> tuple[int, int]:
     height, width = image.get("height"), image.get("width")
-    return (height, width) if isinstance(height, int) and isinstance(width, int) else (0, 0)
+    return (height, width) if _is_whole(height) and _is_whole(width) else (0, 0)
 
 
 def _categories(path: Path, rows: list[dict], problems: Problems) -> tuple[list[int], list[str]]:
@@ -221,7 +222,7 @@ def _categories(path: Path, rows: list[dict], problems: Problems) -> tuple[list[
     found: dict[int, str] = {}
     for row, category in enumerate(rows):
         id_, name = category.get("id"), category.get("name")
-        if not _is_id(id_) or not isinstance(name, str):
+        if not _is_whole(id_) or not isinstance(name, str):
             raise DataError(f"{path}: categories[{row}] needs a whole-number id and a name, got {id_!r} and {name!r}")
         if id_ in found:
             problems.add("category id used twice", f"{path}: categories[{row}]: {id_} {name!r}", fatal=True)
@@ -237,7 +238,7 @@ def _objects(path: Path, rows: list[dict], ids: list[int], category_ids: list[in
     def where(row: int) -> str:
         return f"{path}: annotations[{row}] (id {rows[row].get('id')!r})"
 
-    doubled = _doubled([row.get("id") if _is_id(row.get("id")) else None for row in rows])
+    doubled = _doubled([row.get("id") if _is_whole(row.get("id")) else None for row in rows])
     problems.add_rows("annotation id used twice (renumbered)", np.array(doubled), where)
     boxes, usable = _boxes(rows, where, problems)
     image, known = _lookup([row.get("image_id") for row in rows], ids)

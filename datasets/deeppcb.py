@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, measure
+from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, measure, read_lines
 from .table import DataError, Problems, Table
 
 CATEGORIES = ("open", "short", "mousebite", "spur", "copper", "pin-hole")
@@ -46,8 +46,10 @@ class DeepPcbFolder:
     def _pairs(self, split: str, problems: Problems) -> list[tuple[Path, Path]]:
         pairs = []
         path = self.folder / f"{split}.txt"
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        for number, line in enumerate(read_lines(path), 1):
             names = line.split()
+            if not names:
+                continue
             if len(names) != 2:
                 problems.add("line does not list a picture and a text file", f"{path}:{number}: {line!r}", fatal=True)
                 continue
@@ -82,13 +84,13 @@ def _objects(texts: list[Path], problems: Problems) -> Objects:
 
 def _lines(path: Path, problems: Problems) -> list[tuple[int, list[float]]]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, ValueError) as error:
-        problems.add("annotation file cannot be read", f"{path}: {error}", fatal=True)
+        lines = read_lines(path)
+    except DataError as error:
+        problems.add("annotation file cannot be read", str(error), fatal=True)
         return []
     found = []
     for number, line in enumerate(lines, 1):
-        if not line.strip():
+        if not line:
             continue
         try:
             values = [float(text) for text in line.replace(",", " ").split()]

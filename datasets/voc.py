@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, distinct_names, measure
+from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, distinct_names, measure, read_lines
 from .images import IMAGE_SUFFIXES
 from .table import DataError, Problems, Table, nearest
 
@@ -80,8 +80,7 @@ class VocFolder:
         if self._given is not None:
             return list(self._given)
         if (self.folder / "classes.txt").is_file():
-            lines = (self.folder / "classes.txt").read_text(encoding="utf-8-sig").splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return [name for name in read_lines(self.folder / "classes.txt") if name]
         names = {o.name for f in self._files.values() if isinstance(f, _File) for o in f.objects if o.name}
         return list(CATEGORIES) if names <= set(CATEGORIES) and len(names) >= 10 else sorted(names)
 
@@ -105,8 +104,8 @@ class VocFolder:
             )
         path = self._lists[split]
         stems: dict[str, None] = {}
-        for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-            stem = line.split()[0] if line.strip() else None
+        for number, line in enumerate(read_lines(path), 1):
+            stem = line.split()[0] if line else None
             if stem in stems:
                 problems.add("picture listed twice (kept once)", f"{path}:{number}: {stem}")
             elif stem:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
-from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, distinct_names, measure
+from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, distinct_names, measure, read_lines
 from .images import IMAGE_SUFFIXES
 from .table import DataError, Problems, Table
 
@@ -170,8 +170,7 @@ def _resolve(yaml_path: Path, base: Path, entry: str) -> Path:
 def _names(folder: Path) -> list[str]:
     for name in _NAME_FILES:
         if (folder / name).is_file():
-            lines = (folder / name).read_text(encoding="utf-8-sig").splitlines()
-            return [line.strip() for line in lines if line.strip()]
+            return [line for line in read_lines(folder / name) if line]
     raise DataError(f"{folder}: no class names; write them to classes.txt, one a line, or to names: in a data.yaml")
 
 
@@ -194,9 +193,9 @@ def _inside(folder: Path) -> Iterable[tuple[str, str]]:
 
 def _listed(path: Path) -> Iterable[tuple[str, str]]:
     """(where, picture) of a list file; names are relative to the list's folder."""
-    for number, line in enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1):
-        if line.strip():
-            yield f"{path}:{number}", str(path.parent / line.strip())
+    for number, line in enumerate(read_lines(path), 1):
+        if line:
+            yield f"{path}:{number}", str(path.parent / line)
 
 
 def _report_shared(paths: list[str], labels: list[Path], problems: Problems) -> None:

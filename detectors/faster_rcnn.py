@@ -83,6 +83,7 @@ def faster_rcnn(
     anchor_sizes: Sequence[Sequence[float]] = ((32,), (64,), (128,), (256,), (512,)),
     proposals: int = 1000,
     proposal_score: float = 0.0,
+    samples: int = 512,
     detections: int = 100,
     head_width: int = 1024,
 ) -> FasterRCNN:
@@ -99,6 +100,7 @@ def faster_rcnn(
         anchor_sizes: sides of the anchors in pixels, a row a level.
         proposals: K, and as many candidates a level before suppression.
         proposal_score: the least objectness of a proposal, in [0, 1].
+        samples: regions of an image that the second stage's losses look at.
         detections: D.
         head_width: of the two fully connected layers.
     """
@@ -108,7 +110,7 @@ def faster_rcnn(
     body = build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
     head = TwoLayerHead(body.channels[0], width=head_width)
     rpn = _rpn(body, anchor_sizes, proposals=proposals, score_threshold=proposal_score)
-    return _with_pyramid(body, rpn, head, num_classes, detections, architecture, weights)
+    return _with_pyramid(body, rpn, head, num_classes, detections, architecture, weights, samples=samples)
 
 
 def faster_rcnn_v2(
@@ -251,10 +253,13 @@ def _with_pyramid(
     detections: int,
     architecture: dict,
     weights: str | None,
+    *,
+    samples: int = 512,
 ) -> FasterRCNN:
     """Regions are pooled from the pyramid up to stride 32; what lies above only proposes."""
     pool = RoIAlign([stride for stride in body.strides if stride <= 32])
-    roi_heads = RoIHead(pool, head, BoxPredictor(head.width, num_classes), detections=detections)
+    predictor = BoxPredictor(head.width, num_classes)
+    roi_heads = RoIHead(pool, head, predictor, samples=samples, detections=detections)
     return _finish(FasterRCNN(body, rpn, roi_heads), architecture, weights)
 
 

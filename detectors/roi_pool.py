@@ -62,7 +62,7 @@ class RoIAlign(nn.Module):
         rows, weights = self._samples([level.shape[-2:] for level in features], full_precision(rois))
         first_row = torch.arange(batch, device=rois.device).view(-1, 1, 1, 1) * table.shape[1]
         pooled = F.embedding_bag(
-            (rows + first_row).flatten(0, 2),
+            (rows + first_row).flatten(0, 2).int(),  # sorting them, in the backward pass, is quicker than of int64
             table.flatten(0, 1),
             per_sample_weights=weights.flatten(0, 2).to(table.dtype),
             mode="sum",

@@ -1,21 +1,141 @@
-"""Pictures with boxes: truth on the left, predictions on the right."""
+"""Boxes with names on pictures: one picture annotated, or two side by side, truth on the left and predictions on the right.
+
+Drawn with Pillow: a video frame takes milliseconds, and names may have any letters of DejaVu Sans (Latin, Greek, Cyrillic).
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
+import matplotlib
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.colors import hsv_to_rgb, to_rgb
-from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
+from PIL import Image, ImageDraw, ImageFont
 
 from ..datasets.structures import Instances
-from .plots import COLOURS, INK, MUTED, clean, save_figure
+from .plots import COLOURS, INK, MUTED
 
 MAX_LABELS = 12  # objects in a panel above which names go to a legend and leave the picture clear
-SIDE = 4.5  # inches, the longer side of each panel
+SIDE, GAP, TEXT = 640, 12, 14  # pixels: a panel's longer side, what is left free around it, the height of letters beside it
+CASING = (255, 255, 255, 170)  # a pale line around every box keeps it visible on any ground
+
+Colour = tuple[int, int, int]
+Rectangle = tuple[int, int, int, int]  # x0, y0, x1, y1 in whole pixels, the last ones included
+
+
+def annotate(
+    image: np.ndarray,
+    instances: Instances,
+    names: Sequence[str],
+    *,
+    dashed: np.ndarray | None = None,
+    named: bool = True,
+) -> np.ndarray:
+    """A picture with boxes, coloured by category; lines and letters grow with the picture.
+
+    Args:
+        image: (H, W, 3) uint8 RGB; it is not changed.
+        instances: N objects in its pixels; the scores are written where there are any.
+        names: C names.
+        dashed: (N,) bool, objects drawn dashed; none by default.
+        named: write names and scores too.
+
+    Returns:
+        (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: the image is not (H, W, 3) uint8.
+    """
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    picture = Image.fromarray(image)
+    pen = ImageDraw.Draw(picture, "RGBA")  # blends what is drawn; the picture stays RGB
+    side = math.sqrt(image.shape[0] * image.shape[1])
+    line, font = max(2, round(side / 320)), _font(max(11, round(side / 46)))
+    boxes, labels = instances.boxes.float().cpu().numpy(), instances.labels.tolist()
+    # Large boxes first, so that small ones and their names stay on top.
+    order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable").tolist()
+    places = [_whole(box) for box in boxes]
+    for i in order:
+        _outline(pen, places[i], colour_of(labels[i]), line, dashed=dashed is not None and bool(dashed[i]))
+    taken: list[Rectangle] = []
+    for i in order if named else ():
+        score = "" if instances.scores is None else f" {float(instances.scores[i]):.2f}"
+        _write(pen, _name(names, labels[i]) + score, places[i], colour_of(labels[i]), font, taken)
+    return np.array(picture)
+
+
+def colour_of(label: int) -> Colour:
+    """A category's colour: the ten of the charts, then hues a golden section apart, so that neighbours differ most."""
+    if label < len(COLOURS):
+        colour = to_rgb(COLOURS[label])
+    else:
+        colour = hsv_to_rgb((label * 0.618034 % 1, (0.85, 0.55)[label % 2], (0.6, 0.9, 0.75)[label % 3]))
+    return tuple(round(255 * float(part)) for part in colour)
+
+
+def _whole(box: np.ndarray) -> Rectangle:
+    """The pixels that a box (4,) covers, at least one."""
+    x0, y0, x1, y1 = (round(float(side)) for side in box)
+    return x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)
+
+
+def _outline(pen: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, line: int, *, dashed: bool) -> None:
+    x0, y0, x1, y1 = box
+    rim = max(1, line // 3)
+    pen.rectangle((x0 - rim, y0 - rim, x1 + rim, y1 + rim), outline=CASING, width=line + 2 * rim)
+    if not dashed:
+        pen.rectangle(box, outline=colour, width=line)
+        return
+    dash, period, thick = 3 * line, 5 * line, line - 1
+    for x in range(x0, x1, period):
+        for y in (y0, y1 - thick):
+            pen.rectangle((x, y, min(x + dash, x1), y + thick), fill=colour)
+    for y in range(y0, y1, period):
+        for x in (x0, x1 - thick):
+            pen.rectangle((x, y, x + thick, min(y + dash, y1)), fill=colour)
+
+
+def _write(
+    pen: ImageDraw.ImageDraw,
+    text: str,
+    box: Rectangle,
+    colour: Colour,
+    font: ImageFont.FreeTypeFont,
+    taken: list[Rectangle],
+) -> None:
+    """A name at its box, where it hides no other: above, within, below; within the picture in any case."""
+    edge = max(2, font.size // 6)
+    width = math.ceil(font.getlength(text)) + 2 * edge
+    height = sum(font.getmetrics()) + edge
+    most_x, most_y = max(0, pen.im.size[0] - width), max(0, pen.im.size[1] - height)
+    x0, y0, x1, y1 = box
+    spots = [(x0, y0 - height), (x0, y0), (x0, y1 + 1), (x1 + 1 - width, y0 - height), (x0, y1 - height)]
+    inside = [(x, y) for x, y in spots if 0 <= y <= most_y] or [(x0, min(max(y0, 0), most_y))]
+    places = [(x, y, x + width, y + height) for x, y in ((min(max(x, 0), most_x), y) for x, y in inside)]
+    place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
+    taken.append(place)
+    pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
+    dark = np.dot(colour, (0.299, 0.587, 0.114)) < 0.6 * 255
+    pen.text((place[0] + edge, place[1] + edge // 2), text, fill="white" if dark else INK, font=font)
+
+
+def _overlap(one: Rectangle, other: Rectangle) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _name(names: Sequence[str], label: int) -> str:
+    name = " ".join(str(names[label]).split()) if label < len(names) else str(label)
+    return name if len(name) <= 20 else name[:19] + "…"
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 def draw_comparison(
@@ -35,91 +155,50 @@ def draw_comparison(
         truth: one image's objects in its pixels.
         predictions: one image's detections; choose by score before.
         names: C names.
-        path: the PNG.
+        path: the PNG or JPEG.
         missed: (N,) bool, true objects drawn dashed; none by default.
         wrong: (N,) bool, predictions drawn dashed; none by default.
 
     Raises:
         ValueError: the image is not (H, W, 3) uint8.
     """
+    legend = max(len(truth), len(predictions)) > MAX_LABELS
+    titles, panels = [], []
+    for instances, dashed, (title, fault) in (
+        (truth, missed, ("truth", "missed")),
+        (predictions, wrong, ("prediction", "wrong")),
+    ):
+        faults = 0 if dashed is None else int(np.sum(dashed))
+        titles.append(f"{title}: {len(instances)}" + (f", {faults} {fault} (dashed)" if faults else ""))
+        panels.append(annotate(*_scaled(image, instances), names, dashed=dashed, named=not legend))
+    labels = sorted({*truth.labels.tolist(), *predictions.labels.tolist()}) if legend else []
+    _side_by_side(titles, panels, {_name(names, label): colour_of(label) for label in labels}).save(path, quality=90)
+
+
+def _scaled(image: np.ndarray, instances: Instances) -> tuple[np.ndarray, Instances]:
+    """The picture and its objects at a panel's size."""
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
     height, width = image.shape[:2]
-    legend = max(len(truth), len(predictions)) > MAX_LABELS
-    labels = sorted({*truth.labels.tolist(), *predictions.labels.tolist()}) if legend else []
-    figure, panels = _panels(height, width, labels, names)
-    for axes, instances, dashed, words in zip(
-        panels, (truth, predictions), (missed, wrong), (("truth", "missed"), ("prediction", "wrong")), strict=True
-    ):
-        axes.imshow(image, interpolation="auto")
-        axes.set_xlim(-0.5, width - 0.5)
-        axes.set_ylim(height - 0.5, -0.5)
-        dashed = np.zeros(len(instances), bool) if dashed is None else np.asarray(dashed, bool)
-        _draw(axes, instances, names, dashed, with_names=not legend)
-        title = f"{words[0]}: {len(instances)}" + (f", {dashed.sum()} {words[1]} (dashed)" if dashed.any() else "")
-        axes.set_title(title, fontsize=9, color=MUTED, pad=4)
-    save_figure(figure, path)
+    ratio = SIDE / max(height, width)
+    picture = Image.fromarray(image).resize((max(1, round(width * ratio)), max(1, round(height * ratio))))
+    return np.asarray(picture), replace(instances, boxes=instances.boxes * ratio)
 
 
-def _panels(height: int, width: int, labels: list[int], names: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Two panels of the picture's shape side by side, and beneath them a legend of these labels."""
-    scale = SIDE / max(height, width)
-    panel_width, panel_height = max(width * scale, 2.2), max(height * scale, 1.2)
-    gap, title = 0.1, 0.3
-    total_width = 2 * panel_width + 3 * gap
-    columns = max(1, int(total_width / 1.5))
-    foot = gap + 0.2 * -(-len(labels) // columns)
-    total_height = title + panel_height + foot
-    # Placed by hand: a layout engine would draw everything twice.
-    figure = Figure(figsize=(total_width, total_height))
-    panels = []
-    for place in range(2):
-        left = (gap + place * (panel_width + gap)) / total_width
-        box = (left, foot / total_height, panel_width / total_width, panel_height / total_height)
-        panels.append(figure.add_axes(box))
-        panels[-1].set_axis_off()
-    if labels:
-        handles = [Rectangle((0, 0), 1, 1, color=colour_of(label)) for label in labels]
-        style = {"loc": "lower center", "frameon": False, "fontsize": 8, "labelcolor": INK, "borderaxespad": 0.1}
-        figure.legend(handles, [_name(names, label) for label in labels], ncols=min(columns, len(labels)), **style)
-    return figure, panels
-
-
-def colour_of(label: int) -> tuple[float, float, float]:
-    """A category's colour: the ten of the charts, then hues a golden section apart, so that neighbours differ most."""
-    if label < len(COLOURS):
-        return to_rgb(COLOURS[label])
-    return tuple(hsv_to_rgb((label * 0.618034 % 1, (0.85, 0.55)[label % 2], (0.6, 0.9, 0.75)[label % 3])).tolist())
-
-
-def _draw(axes: Axes, instances: Instances, names: Sequence[str], dashed: np.ndarray, *, with_names: bool) -> None:
-    boxes, labels = instances.boxes.float().cpu().numpy(), instances.labels.cpu().tolist()
-    scores = None if instances.scores is None else instances.scores.float().cpu().numpy()
-    # Large boxes first, so that small ones and their names stay on top.
-    for i in np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable"):
-        (x0, y0, x1, y1), colour = boxes[i], colour_of(labels[i])
-        # A white line beneath keeps the box visible on any ground.
-        for edge, line in (((1, 1, 1, 0.7), 3.2), (colour, 1.8)):
-            style = (0, (3, 2)) if dashed[i] and edge is colour else "solid"
-            axes.add_patch(
-                Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=edge, linewidth=line, linestyle=style)
-            )
-        if with_names:
-            text = _name(names, labels[i]) + ("" if scores is None else f" {scores[i]:.2f}")
-            _write(axes, text, x0, y0, colour)
-
-
-def _write(axes: Axes, text: str, x: float, y: float, colour: tuple[float, float, float]) -> None:
-    """A name above its box, or inside it where the picture ends."""
-    top = axes.get_ylim()[1]
-    room = 0.04 * max(axes.get_ylim()[0], axes.get_xlim()[1])
-    inside = y - room < top
-    luminance = np.dot(colour, (0.299, 0.587, 0.114))
-    axes.text(
-        max(x, 0), max(y, top), text, fontsize=7, va="top" if inside else "bottom", ha="left", clip_on=True,
-        color="white" if luminance < 0.6 else INK, bbox={"facecolor": colour, "edgecolor": "none", "pad": 1.2},
-    )  # fmt: skip
-
-
-def _name(names: Sequence[str], label: int) -> str:
-    return clean(names[label], 20) if label < len(names) else str(label)
+def _side_by_side(titles: Sequence[str], panels: Sequence[np.ndarray], legend: dict[str, Colour]) -> Image.Image:
+    """Two panels of one shape with their titles, and beneath them what the colours mean."""
+    font, row = _font(TEXT), 3 * TEXT // 2
+    height = panels[0].shape[0]
+    column = GAP + max(panels[0].shape[1], *(math.ceil(font.getlength(title)) for title in titles))
+    columns = max(1, (2 * column) // (13 * TEXT))
+    foot = GAP + row * -(-len(legend) // columns)
+    sheet = Image.new("RGB", (GAP + 2 * column, GAP + row + height + foot), "white")
+    pen = ImageDraw.Draw(sheet)
+    for i, (title, panel) in enumerate(zip(titles, panels, strict=True)):
+        pen.text((GAP + i * column, GAP // 2), title, fill=MUTED, font=font)
+        sheet.paste(Image.fromarray(panel), (GAP + i * column, GAP + row))
+    for i, (name, colour) in enumerate(legend.items()):
+        x, y = GAP + i % columns * 13 * TEXT, GAP + row + height + GAP // 2 + i // columns * row
+        pen.rectangle((x, y, x + TEXT, y + TEXT), fill=colour)
+        pen.text((x + 3 * TEXT // 2, y - 1), name, fill=INK, font=font)
+    return sheet

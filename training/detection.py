@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -18,6 +19,10 @@ from .schedules import Schedule, StepDecay
 
 def _sgd(params: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(params, lr=0.01, momentum=0.9, weight_decay=1e-4)
+
+
+class TrainingError(ValueError):
+    """A run that cannot go on: the message says where it failed, and what to try."""
 
 
 class DetectionTraining(LightningModule):
@@ -58,6 +63,7 @@ class DetectionTraining(LightningModule):
         self.truth: Truth | None = None
         self.detections: Detections | None = None
         self._seed = 0
+        self._recent: list[tuple[Tensor, list[str]]] = []
         # Kept out of the module's children, or every weight would be saved twice.
         self._forward = (torch.compile(detector) if compile else detector,)
 
@@ -75,7 +81,9 @@ class DetectionTraining(LightningModule):
         # Each step's randomness follows from its number alone, so that a resumed run repeats an uninterrupted one.
         torch.manual_seed(self._seed * 1_000_003 + self.trainer.fit_loop.epoch_loop.total_batch_idx)
         losses = self.detector.losses(self(batch.images, batch.sizes), batch.targets)
-        return self._log_losses("train", losses, len(batch))
+        loss = self._log_losses("train", losses, len(batch))
+        self._watch(loss.detach(), batch)
+        return loss
 
     def on_validation_epoch_start(self) -> None:
         self._collector = DetectionCollector()
@@ -90,12 +98,13 @@ class DetectionTraining(LightningModule):
     def on_validation_epoch_end(self) -> None:
         collector, data = self._collector.gather(), self.trainer.datamodule
         # With `--trainer.limit_val_batches` only part of the split was seen.
-        self.truth = Truth.from_table(data.tables[data.val_split]).only(collector.image_ids)
+        self.truth = Truth.from_table(data.tables["val"]).only(collector.image_ids)
         self.detections = collector.detections(self.truth)
         self.result = evaluate_coco(self.truth, self.detections, self.detector.categories, max_dets=self.max_dets)
         # Every process computes the same numbers from the gathered detections; there is nothing to reduce.
-        self.log_dict(self.result.summary(), prog_bar=False, rank_zero_only=False, sync_dist=False)
-        self.log("AP", self.result.summary()["AP"], prog_bar=True)
+        summary = self.result.summary()
+        self.log("AP", summary.pop("AP"), prog_bar=True)
+        self.log_dict(summary)
 
     def configure_optimizers(self) -> dict[str, Any]:
         total = int(self.trainer.estimated_stepping_batches)
@@ -105,11 +114,24 @@ class DetectionTraining(LightningModule):
         """What `sightline.detectors.load` needs besides the weights."""
         checkpoint["sightline"] = self.detector.description()
 
+    def _watch(self, loss: Tensor, batch: Batch) -> None:
+        """Stops a run whose loss is no longer a number. On a GPU losses are looked at a few at a time: each look is a stall."""
+        self._recent.append((loss, [info.path for info in batch.infos]))
+        if len(self._recent) < (1 if loss.device.type == "cpu" else self.trainer.log_every_n_steps):
+            return
+        losses, recent = torch.stack([value for value, _ in self._recent]).tolist(), self._recent
+        self._recent = []
+        for value, (_, paths) in zip(losses, recent, strict=True):
+            if not math.isfinite(value):
+                raise TrainingError(
+                    f"the loss became {value} near step {self.global_step}, in the batch of: {', '.join(paths)}. Look at these "
+                    "pictures' boxes (sightline check), lower the learning rate, lengthen the warm-up or clip gradients "
+                    "(--trainer.gradient_clip_val 10)"
+                )
+
     def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> Tensor:
         total = torch.stack(list(losses.values())).sum()
         named = {f"{stage}/{name}": loss.detach() for name, loss in losses.items()}
         self.log_dict(named, batch_size=batch_size, sync_dist=stage == "val", add_dataloader_idx=False)
-        self.log(
-            f"{stage}/loss", total.detach(), prog_bar=True, batch_size=batch_size, sync_dist=stage == "val"
-        )
+        self.log(f"{stage}/loss", total.detach(), prog_bar=True, batch_size=batch_size, sync_dist=stage == "val")
         return total

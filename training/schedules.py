@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 
-@dataclass
 class Schedule:
     """A constant rate after a linear warm-up, and the base of the others.
 
@@ -15,7 +13,8 @@ class Schedule:
         warmup_steps: optimiser steps over which the rate rises from near zero.
     """
 
-    warmup_steps: int = 0
+    def __init__(self, warmup_steps: int = 0) -> None:
+        self.warmup_steps = warmup_steps
 
     def factor(self, step: int, total: int) -> float:
         """What the rate is multiplied with.
@@ -32,63 +31,70 @@ class Schedule:
         return 1.0
 
 
-@dataclass
 class StepDecay(Schedule):
     """The rate drops by a factor at given shares of the run.
 
     Args:
         milestones: shares of the run, in (0, 1), at which the rate drops.
         gamma: the factor of each drop.
+        warmup_steps: see `Schedule`.
     """
 
-    milestones: Sequence[float] = (0.67, 0.89)
-    gamma: float = 0.1
-
-    def __post_init__(self) -> None:
-        if not all(0 < milestone < 1 for milestone in self.milestones):
-            raise ValueError(f"milestones are shares of the run between 0 and 1, got {tuple(self.milestones)}")
+    def __init__(
+        self, milestones: Sequence[float] = (0.67, 0.89), gamma: float = 0.1, warmup_steps: int = 0
+    ) -> None:
+        super().__init__(warmup_steps)
+        if not all(0 < milestone < 1 for milestone in milestones):
+            raise ValueError(f"milestones are shares of the run between 0 and 1, got {tuple(milestones)}")
+        self.milestones, self.gamma = tuple(milestones), gamma
 
     def decay(self, step: int, total: int) -> float:
         return self.gamma ** sum(step >= milestone * total for milestone in self.milestones)
 
 
-@dataclass
 class ExponentialDecay(Schedule):
     """The rate falls by the same factor in equal times.
 
     Args:
         final: the factor at the end of the run.
+        warmup_steps: see `Schedule`.
     """
 
-    final: float = 0.01
+    def __init__(self, final: float = 0.01, warmup_steps: int = 0) -> None:
+        super().__init__(warmup_steps)
+        self.final = final
 
     def decay(self, step: int, total: int) -> float:
         return self.final ** (step / max(1, total))
 
 
-@dataclass
 class InverseTimeDecay(Schedule):
     """The rate falls as 1 / (1 + k t).
 
     Args:
         k: the fall; at the end of the run, where t is 1, the factor is 1 / (1 + k).
+        warmup_steps: see `Schedule`.
     """
 
-    k: float = 10.0
+    def __init__(self, k: float = 10.0, warmup_steps: int = 0) -> None:
+        super().__init__(warmup_steps)
+        self.k = k
 
     def decay(self, step: int, total: int) -> float:
         return 1 / (1 + self.k * step / max(1, total))
 
 
-@dataclass
 class CosineDecay(Schedule):
     """The rate falls along half a cosine (Loshchilov and Hutter 2017, https://arxiv.org/abs/1608.03983, eq. 5).
 
     Args:
         final: the factor at the end of the run.
+        warmup_steps: see `Schedule`.
     """
 
-    final: float = 0.0
+    def __init__(self, final: float = 0.0, warmup_steps: int = 0) -> None:
+        super().__init__(warmup_steps)
+        self.final = final
 
     def decay(self, step: int, total: int) -> float:
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))

@@ -245,6 +245,17 @@ def test_picture_listed_twice(make):
     assert table.problems.counts == {"picture listed twice (kept once)": 1}
 
 
+def test_list_that_is_no_text(make):
+    folder = make({"a": [GOOD], "b": [GOOD]})
+    if make.format == "coco":
+        name = "instances.json"
+    else:
+        name = "classes.txt"
+    (folder / name).write_bytes(b"c\xff\xfe\x00at")
+    with pytest.raises(DataError, match=name):
+        read_splits(folder / name if make.format == "coco" else folder)
+
+
 def test_many_problems_are_one_short_summary(make):
     table = read(make({"a": [GOOD, *[("dog", 50, 5, 60, 12)] * 9]}))
     summary = table.problems.summary()

@@ -208,3 +208,10 @@ def test_two_jsons_of_one_split(tmp_path):
         small(tmp_path).rename(tmp_path / name)
     with pytest.raises(DataError, match=r"a_train\.json and b_train\.json"):
         CocoFolder(tmp_path)
+
+
+@pytest.mark.parametrize("width", [2**70, -5, 0, "40", 40.0, None])
+def test_a_size_that_is_none_is_read_from_the_picture(tmp_path, width):
+    images = [image(width=width), image(id=10, file_name="b.jpg")]
+    table = read_coco(small(tmp_path, images=images))
+    assert (table.sizes.tolist(), table.problems.counts) == ([[30, 40], [30, 40]], {})

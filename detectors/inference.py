@@ -1,0 +1,87 @@
+"""A trained detector on pictures and video, one picture after another: what `Detector.predict` and `sightline predict` run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..datasets.batching import collate
+from ..datasets.sources import Frame, frames
+from ..datasets.structures import ImageInfo, Instances, Sample
+from ..datasets.table import DataError
+from ..datasets.transforms import from_hwc, resize
+from .model import Detector
+
+STRIDE = 32  # frames are multiples of it, as in training
+
+
+def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Sample]:
+    """Pictures with what was found in them, as they are asked for; no more than one is held.
+
+    Args:
+        model: on any device; it is run in evaluation mode and left in the mode it was in.
+        source: what `datasets.sources.frames` takes (a picture, folder, pattern, video, stream, camera), an
+            (H, W, 3) uint8 RGB array, or a list of these.
+        score: the least score of a detection; below the model's own threshold it changes nothing.
+        every: of a video, only every so many frames.
+
+    Yields:
+        The original picture (3, H, W) uint8, its detections in that picture's pixels on the CPU, best first, and where it
+        comes from: `info.id` counts from 1, `info.path` is the file, with "#" and the frame's number for a video.
+
+    Raises:
+        DataError: nothing is there, or it cannot be read.
+    """
+    for number, frame in enumerate(_frames(source, every), 1):
+        path = f"{frame.name}#{frame.index}" if frame.is_video else frame.name
+        image = from_hwc(frame.image)
+        yield Sample(image, find(model, image, score=score), ImageInfo(number, path, frame.image.shape[:2]))
+
+
+def find(model: Detector, image: Tensor, *, score: float = 0.5) -> Instances:
+    """The objects in one picture (3, H, W) uint8 RGB, in its pixels, on the CPU, best first; `score` as for `run`."""
+    nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    sample = resize(Sample(image, nothing, ImageInfo(0, "picture", tuple(image.shape[1:]))), *model.resize)
+    batch = collate([sample], tuple(-(-side // STRIDE) * STRIDE for side in sample.image.shape[1:]))
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+        found = model.detect(batch.images.to(device), batch.sizes.to(device)).to("cpu")
+    found = found[0].to_original(sample.info)
+    found = found[found.scores >= score]
+    return found[found.scores.argsort(descending=True, stable=True)]
+
+
+@contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Evaluation mode for a while; then every module, frozen ones too, is in the mode it was in."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
+
+
+def _frames(source: Any, every: int) -> Iterator[Frame]:
+    """The pictures of `source`, where arrays may stand among files."""
+    items = source if isinstance(source, (list, tuple)) else [source]
+    if not any(isinstance(item, np.ndarray) for item in items):
+        yield from frames(source, every)
+        return
+    for place, item in enumerate(items):
+        if isinstance(item, np.ndarray):
+            yield Frame(f"array {place}", 0, _checked(item), None)
+        else:
+            yield from frames(item, every)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise DataError(f"a picture must be an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}")
+    return np.require(image, requirements=("C", "W"))  # a copy only where torch could not share the memory

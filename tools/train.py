@@ -1,0 +1,247 @@
+"""`sightline train [RECIPE] [--data PATH] [--any.option value]`: trains a model and leaves a run folder.
+
+    sightline train                                  # a small Faster R-CNN on the built-in shapes
+    sightline train faster_rcnn --data coco/         # on your pictures
+    sightline train --resume runs/faster_rcnn/1      # goes on where a run stopped
+    sightline train --list                           # the recipes
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+
+from sightline.datasets.data_module import DetectionData
+from sightline.datasets.table import DataError
+from sightline.detectors import load
+from sightline.tools.main import run
+from sightline.training import DetectionTraining, SaveOnInterrupt, StagedUnfreezing, score
+from sightline.training.run_folder import RunFolder
+
+RECIPES = resources.files("sightline.training.recipes")
+HELP = """usage: sightline train [RECIPE] [--data PATH] [--any.option value …]
+
+    RECIPE               a name of `sightline train --list`, or a config.yaml; `shapes` without --data, else `faster_rcnn`
+    --data PATH          a data set in COCO, Pascal VOC or YOLO form
+    --resume FOLDER      goes on with a run, e.g. runs/faster_rcnn/1, or the latest in runs/faster_rcnn
+    --list               the recipes, a line each
+    --print_config       the whole configuration as YAML, with every option there is
+    --runs FOLDER        where run folders are made (runs)
+
+Often used:
+    --trainer.max_epochs 24        --data.batch_size 8        --data.min_size 640 --data.max_size 1066
+    --model.optimizer.lr 0.005     --run.ema 0.999            --run.patience 5
+    --trainer.precision bf16-mixed --trainer.devices 2        --seed_everything 1
+
+`sightline train RECIPE --help` lists every option with its type."""
+
+
+@dataclass
+class RunOptions:
+    """What happens around the steps.
+
+    Args:
+        ema: decay of a moving average of the weights (0.999, say), which is then validated and saved; null for none.
+        patience: stop after so many validations without a better AP; null to go on to the end.
+        unfreeze: epochs at each of which one more stage of the backbone is trained, from the last downwards.
+        tensorboard: log to TensorBoard too.
+    """
+
+    ema: float | None = None
+    patience: int | None = None
+    unfreeze: list[int] | None = None
+    tensorboard: bool = False
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; `argv` without the command's name."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in ("-h", "--help"):
+        print(HELP)
+        return 0
+    if "--list" in argv:
+        print("\n".join(f"{name:<20} {text}" for name, text in recipes().items()))
+        return 0
+    root, resume = _take(argv, "--runs") or "runs", _take(argv, "--resume")
+    arguments, folder = _resumed(resume, argv) if resume else _started(root, argv)
+    TrainCLI(arguments, folder).train(resume=resume is not None)
+    return 0
+
+
+def recipes() -> dict[str, str]:
+    """Names of the recipes, each with its first line."""
+    files = sorted((f for f in RECIPES.iterdir() if f.name.endswith(".yaml")), key=lambda f: f.name)
+    return {f.name.removesuffix(".yaml"): f.read_text().splitlines()[0].lstrip("# ") for f in files}
+
+
+class Parser(LightningArgumentParser):
+    """Names the nearest option when one is mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        text = f"{message} {ex or ''}"
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = re.findall(r"--[\w.-]+", text.split("nrecognized arguments")[-1]) if "nrecognized" in text else []
+        unknown += re.findall(r"[Kk]ey '([\w.]+)' is not expected", text)
+        for option in unknown:
+            close = difflib.get_close_matches("--" + option.lstrip("-"), known, n=1)
+            message += f"\n  did you mean {close[0]}?" if close else ""
+        raise DataError(message.strip())
+
+
+class TrainCLI(LightningCLI):
+    """LightningCLI with our data and module, and what every run has: a folder, checkpoints, metrics, a clean Ctrl-C.
+
+    Args:
+        arguments: options, the recipe's file among them.
+        folder: makes the run's folder, once the options have been found to be right.
+    """
+
+    def __init__(self, arguments: list[str], folder: Callable[[], RunFolder]) -> None:
+        self._folder = folder
+        warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
+        super().__init__(
+            DetectionTraining,
+            DetectionData,
+            run=False,
+            args=arguments,
+            save_config_callback=None,
+            trainer_defaults={"devices": 1, "use_distributed_sampler": False, "max_epochs": 12, "num_sanity_val_steps": 0},
+            parser_class=Parser,
+            parser_kwargs={"prog": "sightline train"},
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+            seed_everything_default=0,
+        )
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_class_arguments(RunOptions, "run")
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+
+    def before_instantiate_classes(self) -> None:
+        """The data decide the number of classes. (jsonargparse cannot link to an argument of a builder function.)"""
+        parser = LightningArgumentParser()
+        parser.add_class_arguments(DetectionData, "data")
+        self._data = parser.instantiate_classes(Namespace(data=self.config.data)).data
+        self.config.model.detector.init_args.num_classes = self._data.num_classes
+
+    def after_instantiate_classes(self) -> None:
+        self.datamodule = self._data  # the one that has read the annotations already
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.folder = self._folder()
+        options, folder = self.config_init.run, self.folder
+        loggers = [CSVLogger(folder.path.parent, name="", version=folder.path.name)]
+        if options.tensorboard:
+            loggers.append(TensorBoardLogger(folder.path, name="tensorboard", version=""))
+        self.trainer_defaults["callbacks"] = self._callbacks(options, folder)
+        if not self.config_init.trainer.get("logger"):
+            kwargs["logger"] = loggers
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, options: RunOptions, folder: RunFolder) -> list[Callback]:
+        best = ModelCheckpoint(
+            folder.checkpoints, "best", monitor="AP", mode="max", save_last=True, enable_version_counter=False
+        )
+        callbacks: list[Callback] = [best, SaveOnInterrupt(folder.last), LearningRateMonitor("epoch")]
+        if options.ema is not None:
+            callbacks.append(EMAWeightAveraging(decay=options.ema))
+        if options.patience is not None:
+            callbacks.append(EarlyStopping("AP", mode="max", patience=options.patience, min_delta=0.0))
+        if options.unfreeze is not None:
+            callbacks.append(StagedUnfreezing(options.unfreeze))
+        return callbacks
+
+    def train(self, *, resume: bool) -> None:
+        """Trains, then scores the best checkpoint and writes the report."""
+        folder, started = self.folder, time.perf_counter()
+        if self.trainer.is_global_zero and not resume:
+            self.parser.save(self.config, folder.config, skip_none=False, overwrite=True)
+        checkpoint = str(folder.last) if resume else None
+        try:
+            self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:  # how Lightning ends an interrupted run
+            if folder.last.exists():
+                print(f"go on with: sightline train --resume {folder.path}")
+            raise
+        if self.trainer.is_global_zero:
+            self._finish(time.perf_counter() - started)
+
+    def _finish(self, seconds: float) -> None:
+        folder, table = self.folder, self.datamodule.tables["val"]
+        if not folder.best.exists():  # Lightning's fast_dev_run saves nothing
+            return
+        model = load(folder.best, device=self.model.device)
+        workers = self.datamodule.num_workers
+        scored = score(
+            model, table, batch_size=self.datamodule.batch_size, num_workers=workers, max_dets=self.model.max_dets
+        )
+        details = {"data": self.datamodule.path, "checkpoint": str(folder.best), "training": f"{seconds:.0f} s"}
+        folder.finish(scored, table, details, {"train_seconds": round(seconds, 1)})
+        print(f"\n{scored.result.table()}\n\ntrained in {seconds:.0f} s; see {folder.path / 'report.html'}")
+
+
+def _started(root: str, argv: list[str]) -> tuple[list[str], Callable[[], RunFolder]]:
+    """A new run's options and folder."""
+    data = "--data" in argv or any(a.startswith(("--data=", "--data.path")) for a in argv)
+    recipe = argv.pop(0) if argv and not argv[0].startswith("-") else "faster_rcnn" if data else "shapes"
+    known = recipes()
+    if recipe in known:
+        path = str(RECIPES / f"{recipe}.yaml")
+    elif Path(recipe).is_file():
+        path, recipe = recipe, Path(recipe).stem
+    else:
+        close = difflib.get_close_matches(recipe, known, n=1)
+        hint = f"; did you mean {close[0]!r}?" if close else ""
+        raise DataError(f"no recipe {recipe!r}{hint} There are: {', '.join(known)}; or name a YAML file")
+    return ["--config", path, *_with_data_path(argv)], lambda: _new_folder(root, recipe)
+
+
+def _new_folder(root: str, recipe: str) -> RunFolder:
+    # Lightning starts the command anew for each further process; all must write into one folder.
+    path = os.environ.get("SIGHTLINE_RUN_FOLDER")
+    folder = RunFolder(path) if path else RunFolder.new(root, recipe)
+    os.environ["SIGHTLINE_RUN_FOLDER"] = str(folder.path)
+    return folder
+
+
+def _resumed(path: str, argv: list[str]) -> tuple[list[str], Callable[[], RunFolder]]:
+    """A stopped run's options, with what the command changes of them (more epochs, say), and its folder."""
+    folder = RunFolder.existing(path)
+    return ["--config", str(folder.config), *_with_data_path(argv)], lambda: folder
+
+
+def _with_data_path(argv: list[str]) -> list[str]:
+    """`--data PATH` is short for `--data.path PATH`."""
+    return [re.sub(r"^--data(=|$)", r"--data.path\1", argument) for argument in argv]
+
+
+def _take(argv: list[str], option: str) -> str | None:
+    """The value of an option of ours, taken out of the list."""
+    for i, argument in enumerate(argv):
+        if argument == option:
+            if i + 1 == len(argv):
+                raise DataError(f"{option} needs a folder, e.g. {option} runs/shapes/1")
+            del argv[i]
+            return argv.pop(i)
+        if argument.startswith(f"{option}="):
+            return argv.pop(i).partition("=")[2]
+    return None
+
+
+if __name__ == "__main__":
+    sys.exit(run("train", sys.argv[1:]))

@@ -1,0 +1,103 @@
+"""A trained detector's scores on a data set: what `evaluate`, `benchmark` and the end of a training call."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from ..datasets.detection import DetectionDataset, Loader, loader_for
+from ..datasets.table import DataError, Table
+from ..detectors.model import Detector
+from ..evaluation import CocoResult, DetectionCollector, Detections, Truth, evaluate_coco
+
+
+@dataclass
+class Scored:
+    """Scores, and what they were computed from.
+
+    Attributes:
+        truth, detections: in the original pictures' pixels; labels are the data set's.
+        result: COCO's scores.
+        seconds: wall-clock time of loading and detecting.
+    """
+
+    truth: Truth
+    detections: Detections
+    result: CocoResult
+    seconds: float
+
+    def to_dict(self) -> dict:
+        """AP, AP50, … at the top, then "per_class" and "seconds": the content of every results.json."""
+        return self.result.summary() | {"per_class": self.result.per_class(), "seconds": round(self.seconds, 2)}
+
+
+def score(
+    model: Detector,
+    table: Table,
+    *,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    max_dets: tuple[int, ...] = (1, 10, 100),
+    progress: bool = True,
+) -> Scored:
+    """Runs a detector over a data set and scores it as COCO does.
+
+    Args:
+        model: a detector whose category names include the data set's.
+        table: the annotated pictures.
+        batch_size: pictures at a time.
+        num_workers: processes that load pictures.
+        max_dets: COCO's limits on detections an image and category.
+        progress: show a bar.
+
+    Raises:
+        DataError: the data set has a category that the model does not know.
+    """
+    to_data = data_labels(model.categories, table.categories)
+    loader = loader_for(DetectionDataset(table, resize=model.resize), batch_size, num_workers=num_workers)
+    started = time.perf_counter()
+    collector = detect_all(model, loader, progress=progress)
+    seconds = time.perf_counter() - started
+    truth = Truth.from_table(table)
+    found = collector.detections(truth)
+    labels = to_data[found.labels]
+    found = Detections(found.image, found.boxes, labels, found.scores).select(labels >= 0)
+    return Scored(truth, found, evaluate_coco(truth, found, table.categories, max_dets=max_dets), seconds)
+
+
+@torch.inference_mode()
+def detect_all(model: Detector, loader: Loader, *, progress: bool = True) -> DetectionCollector:
+    """A detector's findings in all pictures of a loader, in the original pictures' pixels."""
+    device = next(model.parameters()).device
+    collector, training = DetectionCollector(), model.training
+    model.eval()
+    for batch in tqdm(loader, desc="detect", unit="batch", disable=not progress, leave=False):
+        batch = batch.to(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            found = model.detect(batch.images, batch.sizes)
+        collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])
+    model.train(training)
+    return collector
+
+
+def data_labels(known: list[str], wanted: list[str]) -> np.ndarray:
+    """The data set's label of each of the model's categories, by name; -1 for those it does not have.
+
+    Raises:
+        DataError: the data set has a category that the model does not know.
+    """
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        raise DataError(
+            f"the model knows {len(known)} categories ({_some(known)}), the data set has {len(wanted)}, of which the model "
+            f"does not know {_some(unknown)}; evaluate on data with the model's categories, or train on these data"
+        )
+    return np.array([wanted.index(name) if name in wanted else -1 for name in known], np.int64)
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    return ", ".join(names[:limit]) + (f", … ({len(names)} in all)" if len(names) > limit else "")
