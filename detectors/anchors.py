@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from .boxes import full_precision
+
 
 class Anchors(nn.Module):
     """Anchors of every cell of every feature map, in the order in which torchvision's heads number them.
@@ -40,7 +42,9 @@ class Anchors(nn.Module):
             raise ValueError(f"{self.num_levels} rows of anchor sizes for {len(features)} feature maps")
         anchors = []
         for level, feature in enumerate(features):
-            cell: Tensor = getattr(self, f"cell_{level}")
+            cell = full_precision(
+                getattr(self, f"cell_{level}")
+            )  # half precision rounds beyond pixel 256
             height, width = feature.shape[-2:]
             y = torch.arange(height, device=cell.device, dtype=cell.dtype) * (frame[0] // height)
             x = torch.arange(width, device=cell.device, dtype=cell.dtype) * (frame[1] // width)

@@ -51,7 +51,9 @@ def match(
     if targets.crowd is not None:
         valid = valid & ~targets.crowd
     with torch.no_grad():
-        best, idxs, favourite = _best_objects(anchors, targets.boxes, valid)
+        # Padding is undefined, perhaps NaN; a box of no area overlaps nothing.
+        objects = torch.where(valid[..., None], targets.boxes, 0)
+        best, idxs, favourite = _best_objects(anchors, objects)
         foreground = best >= foreground_iou
         background = best < background_iou
         if low_quality:
@@ -63,7 +65,7 @@ def match(
     return Matches(idxs, foreground, background)
 
 
-def _best_objects(anchors: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _best_objects(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Per anchor the highest IoU (B, A), its object (B, A), and whether the anchor is some object's best (B, A)."""
     shape = anchors.shape[:2]
     best = anchors.new_zeros(shape)
@@ -71,7 +73,7 @@ def _best_objects(anchors: Tensor, boxes: Tensor, valid: Tensor) -> tuple[Tensor
     favourite = torch.zeros(shape, dtype=torch.bool, device=anchors.device)
     for start in range(0, boxes.shape[1], OBJECTS_AT_ONCE):
         some = slice(start, start + OBJECTS_AT_ONCE)
-        overlaps = iou(anchors, boxes[:, some]) * valid[:, None, some]  # (B, A, some)
+        overlaps = iou(anchors, boxes[:, some])  # (B, A, some)
         value, index = overlaps.max(dim=2)
         idxs = torch.where(value > best, index + start, idxs)
         best = torch.maximum(value, best)

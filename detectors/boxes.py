@@ -26,8 +26,12 @@ def area(boxes: Tensor) -> Tensor:
 
 def intersection(a: Tensor, b: Tensor) -> Tensor:
     """(..., N, M) areas common to each of (..., N, 4) and each of (..., M, 4) boxes."""
-    width = torch.minimum(a[..., :, None, 2], b[..., None, :, 2]) - torch.maximum(a[..., :, None, 0], b[..., None, :, 0])
-    height = torch.minimum(a[..., :, None, 3], b[..., None, :, 3]) - torch.maximum(a[..., :, None, 1], b[..., None, :, 1])
+    width = torch.minimum(a[..., :, None, 2], b[..., None, :, 2]) - torch.maximum(
+        a[..., :, None, 0], b[..., None, :, 0]
+    )
+    height = torch.minimum(a[..., :, None, 3], b[..., None, :, 3]) - torch.maximum(
+        a[..., :, None, 1], b[..., None, :, 1]
+    )
     return width.clamp(min=0) * height.clamp(min=0)
 
 
@@ -43,7 +47,7 @@ def iou(a: Tensor, b: Tensor) -> Tensor:
     """
     common = intersection(a, b)
     union = area(a)[..., :, None] + area(b)[..., None, :] - common
-    return torch.where(union > 0, common / union, torch.zeros_like(common))
+    return common / union.clamp(min=torch.finfo(common.dtype).tiny)  # of empty boxes the gradient, too, is a number
 
 
 def giou(a: Tensor, b: Tensor) -> Tensor:
@@ -84,7 +88,9 @@ def encode(boxes: Tensor, anchors: Tensor, weights: tuple[float, float, float, f
     )
 
 
-def decode(deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)) -> Tensor:
+def decode(
+    deltas: Tensor, anchors: Tensor, weights: tuple[float, float, float, float] = (1.0, 1.0, 1.0, 1.0)
+) -> Tensor:
     """Boxes from offsets: the inverse of `encode`.
 
     Args:

@@ -34,7 +34,9 @@ def load_with(
     about = content["sightline"]
     architecture = about.get("architecture")
     if architecture is None:
-        raise WeightsError(f"{path} was saved from a model built by hand; build it again and call load_weights(model, path)")
+        raise WeightsError(
+            f"{path} was saved from a model built by hand; build it again and call load_weights(model, path)"
+        )
     if architecture["name"] not in builders:
         raise WeightsError(
             f"{path} holds a {architecture['name']!r}, which this version does not know (it knows {', '.join(builders)})"

@@ -1,4 +1,4 @@
-"""A trained detector on pictures and video, one picture after another: what `Detector.predict` and `sightline predict` run."""
+"""A trained detector on pictures and video, one after another: behind `Detector.predict` and `sightline predict`."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from ..datasets.sources import Frame, frames
 from ..datasets.structures import ImageInfo, Instances, Sample
 from ..datasets.table import DataError
 from ..datasets.transforms import from_hwc, resize
+from .checkpoint import default_device
 from .model import Detector
 
 STRIDE = 32  # frames are multiples of it, as in training
@@ -31,8 +32,8 @@ def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> 
         every: of a video, only every so many frames.
 
     Yields:
-        The original picture (3, H, W) uint8, its detections in that picture's pixels on the CPU, best first, and where it
-        comes from: `info.id` counts from 1, `info.path` is the file, with "#" and the frame's number for a video.
+        The original picture (3, H, W) uint8, its detections in that picture's pixels on the CPU, best first, and where
+        it comes from: `info.id` counts from 1, `info.path` is the file, of a video with "#" and the frame's number.
 
     Raises:
         DataError: nothing is there, or it cannot be read.
@@ -85,3 +86,18 @@ def _checked(image: np.ndarray) -> np.ndarray:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise DataError(f"a picture must be an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}")
     return np.require(image, requirements=("C", "W"))  # a copy only where torch could not share the memory
+
+
+def usable_device(name: str | None) -> torch.device:
+    """The device of that name; of None, the best there is.
+
+    Raises:
+        DataError: there is none of that name on this machine.
+    """
+    try:
+        device = torch.device(name or default_device())
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataError(f"device {name!r} cannot be used here: {reason}") from error
+    return device

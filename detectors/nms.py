@@ -32,7 +32,8 @@ def nms(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tensor | Non
         (G, K) bool.
     """
     if boxes.is_cuda and (kernel := _kernel()) is not None:
-        return kernel(boxes, valid, iou_threshold, labels)
+        with torch.cuda.device(boxes.device):  # Triton launches on the current GPU, whichever the boxes lie on
+            return kernel(boxes, valid, iou_threshold, labels)
     return nms_plain(boxes, valid, iou_threshold, labels)
 
 

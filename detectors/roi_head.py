@@ -64,9 +64,7 @@ class RoIHead(nn.Module):
         batch, number = rois.shape[:2]
         return full_precision(logits).view(batch, number, -1), full_precision(deltas).view(batch, number, -1, 4)
 
-    def losses(
-        self, features: Sequence[Tensor], rois: Tensor, valid: Tensor, targets: Instances
-    ) -> dict[str, Tensor]:
+    def losses(self, features: Sequence[Tensor], rois: Tensor, valid: Tensor, targets: Instances) -> dict[str, Tensor]:
         """Category (cross-entropy) and box (smooth L1) loss of sampled regions (Fast R-CNN, eq. 1).
 
         Args:
@@ -75,8 +73,10 @@ class RoIHead(nn.Module):
             valid: (B, K) bool.
             targets: the objects.
         """
-        rois = torch.cat([rois, targets.boxes.to(rois.dtype)], dim=1)
-        valid = torch.cat([valid, targets.labels >= 0], dim=1)
+        present = targets.labels >= 0
+        # Padding is undefined, perhaps NaN, which even a region of no weight would carry into the gradients.
+        rois = torch.cat([rois, torch.where(present[..., None], targets.boxes, 0).to(rois.dtype)], dim=1)
+        valid = torch.cat([valid, present], dim=1)
         matches = match(rois, targets, foreground_iou=self.foreground_iou, background_iou=self.background_iou)
         matches = Matches(matches.idxs, matches.foreground & valid, matches.background & valid)
         sampled = sample(matches, self.samples, self.foreground_share)
@@ -152,7 +152,9 @@ class TwoLayerHead(nn.Module):
 class ConvHead(nn.Sequential):
     """3 x 3 convolutions with batch norm, then one fully connected layer (torchvision's `_v2` detectors)."""
 
-    def __init__(self, channels: int, bins: int = 7, *, depth: int = 4, conv_width: int = 256, width: int = 1024) -> None:
+    def __init__(
+        self, channels: int, bins: int = 7, *, depth: int = 4, conv_width: int = 256, width: int = 1024
+    ) -> None:
         blocks: list[nn.Module] = []
         for i in range(depth):
             conv = nn.Conv2d(channels if i == 0 else conv_width, conv_width, kernel_size=3, padding=1, bias=False)

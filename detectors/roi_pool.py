@@ -124,9 +124,10 @@ class RoIPool(nn.Module):
         """As `RoIAlign.forward`: L maps and (B, K, 4) regions to (B * K, C, P, P)."""
         batch, number = rois.shape[:2]
         images = torch.arange(batch, device=rois.device, dtype=rois.dtype).repeat_interleave(number)
-        flat = torch.cat([images[:, None], rois.flatten(0, 1)], dim=1).to(features[0].dtype)
+        # In full precision: bfloat16 rounds 803 pixels to 804, and torchvision's operator does not take it.
+        flat = torch.cat([images[:, None], rois.flatten(0, 1)], dim=1).to(full_precision(features[0]).dtype)
         pooled = [
-            torchvision.ops.roi_pool(level, flat, self.output_size, 1 / stride)
+            torchvision.ops.roi_pool(full_precision(level), flat, self.output_size, 1 / stride).to(level.dtype)
             for level, stride in zip(features, self.strides, strict=True)
         ]
         if len(pooled) == 1:

@@ -1,6 +1,7 @@
-"""Boxes with names on pictures: one picture annotated, or two side by side, truth on the left and predictions on the right.
+"""Boxes with names on pictures: one picture annotated, or truth on the left and predictions on the right.
 
-Drawn with Pillow: a video frame takes milliseconds, and names may have any letters of DejaVu Sans (Latin, Greek, Cyrillic).
+Drawn with Pillow: a video frame takes milliseconds, and names may have any of DejaVu Sans's letters (Latin, Greek,
+Cyrillic and more).
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from ..datasets.structures import Instances
 from .plots import COLOURS, INK, MUTED
 
 MAX_LABELS = 12  # objects in a panel above which names go to a legend and leave the picture clear
-SIDE, GAP, TEXT = 640, 12, 14  # pixels: a panel's longer side, what is left free around it, the height of letters beside it
+SIDE, GAP, TEXT = 640, 12, 14  # pixels: a panel's longer side, what is left free around it, letters beside it
 CASING = (255, 255, 255, 170)  # a pale line around every box keeps it visible on any ground
 
 Colour = tuple[int, int, int]

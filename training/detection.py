@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from typing import Any
 
 import torch
@@ -78,20 +79,23 @@ class DetectionTraining(LightningModule):
         return self._forward[0](images, sizes)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        # Each step's randomness follows from its number alone, so that a resumed run repeats an uninterrupted one.
-        torch.manual_seed(self._seed * 1_000_003 + self.trainer.fit_loop.epoch_loop.total_batch_idx)
+        # A step's randomness follows from the epoch and its pictures alone, so a resumed run repeats an uninterrupted one.
+        torch.manual_seed(zlib.crc32(repr((self._seed, self.current_epoch, batch.infos[0].id)).encode()))
         losses = self.detector.losses(self(batch.images, batch.sizes), batch.targets)
-        loss = self._log_losses("train", losses, len(batch))
+        loss = torch.stack(list(losses.values())).sum()
+        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         self._watch(loss.detach(), batch)
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        self._collector = DetectionCollector()
+        self._collector, self._val_losses = DetectionCollector(), []
 
     def validation_step(self, batch: Batch, index: int) -> None:
-        torch.manual_seed(index)
+        torch.manual_seed(batch.infos[0].id)
         outputs = self(batch.images, batch.sizes)
-        self._log_losses("val", self.detector.losses(outputs, batch.targets), len(batch))
+        losses = self.detector.losses(outputs, batch.targets)
+        self._val_losses.append((len(batch), losses))
         found = self.detector.decode(outputs, batch.sizes)
         self._collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])
 
@@ -101,14 +105,28 @@ class DetectionTraining(LightningModule):
         self.truth = Truth.from_table(data.tables["val"]).only(collector.image_ids)
         self.detections = collector.detections(self.truth)
         self.result = evaluate_coco(self.truth, self.detections, self.detector.categories, max_dets=self.max_dets)
-        # Every process computes the same numbers from the gathered detections; there is nothing to reduce.
-        summary = self.result.summary()
-        self.log("AP", summary.pop("AP"), prog_bar=True)
-        self.log_dict(summary)
+        # Every process computes the same numbers from what was gathered; Lightning has nothing to reduce.
+        losses = {f"val/{name}": value for name, value in _mean_over_processes(self._val_losses).items()}
+        scores = self.result.summary()
+        self.log_dict({"val/loss": sum(losses.values()), "AP": scores.pop("AP")}, prog_bar=True)
+        self.log_dict(losses | scores)
 
     def configure_optimizers(self) -> dict[str, Any]:
-        total = int(self.trainer.estimated_stepping_batches)
-        return configure(self.detector, self.optimizer, self.schedule, total, self.backbone_rate)
+        return configure(self.detector, self.optimizer, self.schedule, self._total_steps(), self.backbone_rate)
+
+    def _total_steps(self) -> int:
+        """Optimiser steps of the run.
+
+        Not the trainer's own estimate: that sets up the training loader before a checkpoint is restored, and the loader
+        then begins the epoch anew.
+        """
+        trainer = self.trainer
+        if trainer.max_epochs == -1 and trainer.max_steps == -1:
+            raise ValueError("a run needs an end, or the learning rate cannot be scheduled: set --trainer.max_epochs")
+        batches, limit = len(trainer.datamodule.train_dataloader()), trainer.limit_train_batches
+        batches = int(batches * limit) if isinstance(limit, float) else min(batches, limit)
+        steps = math.ceil(batches / trainer.accumulate_grad_batches) * trainer.max_epochs
+        return steps if trainer.max_steps == -1 else trainer.max_steps if steps < 0 else min(steps, trainer.max_steps)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """What `sightline.detectors.load` needs besides the weights."""
@@ -129,9 +147,13 @@ class DetectionTraining(LightningModule):
                     "(--trainer.gradient_clip_val 10)"
                 )
 
-    def _log_losses(self, stage: str, losses: dict[str, Tensor], batch_size: int) -> Tensor:
-        total = torch.stack(list(losses.values())).sum()
-        named = {f"{stage}/{name}": loss.detach() for name, loss in losses.items()}
-        self.log_dict(named, batch_size=batch_size, sync_dist=stage == "val", add_dataloader_idx=False)
-        self.log(f"{stage}/loss", total.detach(), prog_bar=True, batch_size=batch_size, sync_dist=stage == "val")
-        return total
+
+def _mean_over_processes(batches: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
+    """The mean of each loss over all pictures of all processes, from each batch's number of pictures and mean losses."""
+    rows = [(count, {name: value.item() for name, value in losses.items()}) for count, losses in batches]
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        parts: list = [None] * torch.distributed.get_world_size()
+        torch.distributed.all_gather_object(parts, rows)
+        rows = [row for part in parts for row in part]
+    total = sum(count for count, _ in rows)
+    return {name: sum(count * losses[name] for count, losses in rows) / total for name in rows[0][1]}

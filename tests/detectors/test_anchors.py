@@ -1,4 +1,4 @@
-"""Anchors against torchvision's AnchorGenerator (https://github.com/pytorch/vision, models/detection/anchor_utils.py)."""
+"""Anchors against torchvision's AnchorGenerator (https://github.com/pytorch/vision, detection/anchor_utils.py)."""
 
 import pytest
 import torch
@@ -54,3 +54,12 @@ def test_leaves_no_trace_in_the_state_dict():
 def test_wrong_number_of_maps():
     with pytest.raises(ValueError, match="5 rows of anchor sizes for 4 feature maps"):
         Anchors(PYRAMID, RATIOS)(maps((64, 64), (4, 8, 16, 32)), (64, 64))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_has_the_same_anchors(dtype):
+    frame, strides, sizes = CASES["coarsest side rounded up"]
+    features = maps(frame, strides)
+    expected, found = Anchors(sizes, RATIOS)(features, frame), Anchors(sizes, RATIOS).to(dtype)(features, frame)
+    for ours, wanted in zip(found, expected, strict=True):
+        assert torch.equal(ours, wanted)

@@ -9,17 +9,16 @@ of suppression falls on the other side, which says nothing of either implementat
 import pytest
 import torch
 from PIL import Image
-from torch import nn
-from torchvision.models import detection as peers
-from torchvision.models.resnet import Bottleneck
-from torchvision.ops import FrozenBatchNorm2d, box_iou
-from torchvision.transforms.functional import pil_to_tensor
-
 from sightline.backbone import OLD_TORCHVISION, load_weights
 from sightline.datasets.structures import Instances
 from sightline.datasets.transforms import resize_exact
 from sightline.detectors import faster_rcnn, faster_rcnn_mobilenet_v3, faster_rcnn_v2
 from sightline.detectors.assignment import Samples, gather
+from torch import nn
+from torchvision.models import detection as peers
+from torchvision.models.resnet import Bottleneck
+from torchvision.ops import FrozenBatchNorm2d, box_iou
+from torchvision.transforms.functional import pil_to_tensor
 
 MODELS = {
     "fasterrcnn_resnet50_fpn": (peers.fasterrcnn_resnet50_fpn, faster_rcnn, 2.0),

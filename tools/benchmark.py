@@ -1,0 +1,145 @@
+"""`sightline benchmark MODEL…`: accuracy and speed of several models in one table.
+
+    sightline benchmark best.ckpt faster_rcnn torchvision:fasterrcnn_resnet50_fpn --size 800 1216 --batch 1 8
+    sightline benchmark runs/a/best.ckpt runs/b/best.ckpt --data coco/ --split val --json table.json
+    sightline benchmark faster_rcnn@coco torchvision:fasterrcnn_resnet50_fpn@coco --data coco/
+
+A MODEL is a checkpoint, or the name of a detector of ours or torchvision's: then its weights are random, unless some come
+after an "@" (a path or "coco"). Models with random weights, or without the data's categories, are timed and not scored;
+mind that torchvision's need the less time the less they find.
+
+How they are timed: the models take turns, round by round, so that a machine that slows down slows all of them; after a
+warm-up, medians over the rounds. All get the same pictures, uint8 in the host's memory, and give final boxes. Stages are
+timed in rounds of their own with a synchronisation after each, so that on a GPU they add up to a little more: input
+(transfer and normalisation), backbone, proposals, head (all the rest, suppression too).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from pathlib import Path
+
+import torch
+from sightline.datasets.data_module import DetectionData, default_workers
+from sightline.datasets.table import DataError, Table
+from sightline.detectors import Detector
+from sightline.detectors.inference import usable_device
+from sightline.tools.benchmark_models import build, has_weights
+from sightline.tools.benchmark_speed import REST, STAGES, Row, memory_kind, time_models
+from sightline.tools.main import run
+from sightline.training import score
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
+    arguments = _arguments(argv)
+    device = usable_device(arguments.device)
+    table = _table(arguments.data, arguments.split) if arguments.data else None
+    models = {spec: build(spec, device) for spec in dict.fromkeys(arguments.models)}
+    print(machine(device))
+    rows: list[Row] = []
+    for batch_size in arguments.batch:
+        rows += time_models(models, table, tuple(arguments.size), batch_size, arguments.repeats)
+    if table is not None:
+        score_models(models, table, rows)
+    print(f"{text_table(rows)}\nMiB: {memory_kind(device)}")
+    if arguments.json:
+        _write_json(arguments, device, rows)
+    return 0
+
+
+def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> None:
+    """Fills in the rows' AP where a model has weights and knows the data's categories; else says why not."""
+    for spec, model in models.items():
+        mine = [row for row in rows if row.model == spec]
+        if not has_weights(spec):
+            print(f"{spec}: not scored, its weights are random; {spec}@WEIGHTS names some")
+            continue
+        try:
+            batch_size = max(row.batch for row in mine)
+            scored = score(model, table, batch_size=batch_size, num_workers=default_workers())
+        except DataError as error:
+            print(f"{spec}: not scored: {error}")
+            continue
+        for row in mine:
+            row.AP = scored.result.summary()["AP"]
+
+
+def text_table(rows: list[Row]) -> str:
+    """The table for people; a dash where something was not measured."""
+    stages = list(dict.fromkeys([*STAGES.values(), REST]))
+    lines = [["model", "batch", "AP", "images/s", "ms", *stages, "M params", "GFLOP", "MiB"]]
+    for row in rows:
+        numbers = [_number(row.AP, 3), _number(row.rate, 1), _number(row.ms, 1)]
+        numbers += [_number(row.stages.get(stage), 1) for stage in stages]
+        numbers += [_number(row.parameters / 1e6, 2), _number(row.gflops, 1), _number(row.memory, 0)]
+        lines.append([row.model, str(row.batch), *numbers])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
+    return "\n".join("  ".join(line) for line in padded)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"
+
+
+def machine(device: torch.device) -> str:
+    """One line: what it ran on."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} ({device.type})"
+    kind = "bfloat16" if device.type == "cuda" else "float32"
+    python = platform.python_version()
+    return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, Python {python}, {kind}"
+
+
+def _processor() -> str:
+    info = Path("/proc/cpuinfo")
+    text = info.read_text() if info.exists() else ""
+    name = text.partition("model name")[2].partition("\n")[0].strip("\t :")
+    return name or platform.processor() or platform.machine()
+
+
+def _table(path: str, split: str) -> Table:
+    tables = DetectionData(path).tables
+    if split not in tables:
+        raise DataError(f"{path} has no split {split!r}, only {', '.join(tables)}")
+    return tables[split]
+
+
+def _write_json(arguments: argparse.Namespace, device: torch.device, rows: list[Row]) -> None:
+    about = {"machine": machine(device), "memory": memory_kind(device)}
+    about |= {name: getattr(arguments, name) for name in ("size", "repeats", "data", "split")}
+    content = about | {"rows": [vars(row) | {"ms": row.ms, "images_per_second": row.rate} for row in rows]}
+    path = Path(arguments.json)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sightline benchmark",
+        description=__doc__.split(":", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add, whole = parser.add_argument, _positive
+    add("models", metavar="MODEL", nargs="+", help="a checkpoint, NAME[@WEIGHTS] or torchvision:NAME[@WEIGHTS]")
+    add("--data", metavar="PATH", help="a data set, or shapes: to score on, and to take pictures from")
+    add("--split", default="val", help="of that data set (val)")
+    add("--size", type=whole, nargs=2, metavar=("H", "W"), default=[800, 1216], help="of timed pictures (800 1216)")
+    add("--batch", type=whole, nargs="+", default=[1], metavar="B", help="pictures at a time (1)")
+    add("--repeats", type=whole, default=10, metavar="N", help="timed rounds (10)")
+    add("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
+    add("--json", metavar="FILE", help="write the table here too, with every round's time")
+    return parser.parse_args(argv)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
+if __name__ == "__main__":
+    sys.exit(run("benchmark", sys.argv[1:]))

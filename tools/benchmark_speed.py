@@ -1,0 +1,213 @@
+"""How fast detectors are: times by turns, stage by stage, with parameters, operations and memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import numpy as np
+import torch
+from sightline.datasets.batching import collate
+from sightline.datasets.detection import read_picture
+from sightline.datasets.shapes import shapes_table
+from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
+from sightline.datasets.table import Table
+from sightline.datasets.transforms import from_hwc, resize_image
+from sightline.detectors import Detector
+from sightline.detectors.inference import STRIDE
+from sightline.tools.benchmark_models import build
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
+WARM_UP = 2  # rounds before any is timed
+STAGES = {"normalize": "input", "transform": "input", "backbone": "backbone", "rpn": "proposals"}  # by submodule
+REST = "head"  # all after the last submodule of these
+
+
+@dataclass
+class Row:
+    """One line of the table: a model at one batch size.
+
+    Attributes:
+        times: ms of each round, from pixels in the host's memory to final boxes.
+        stages: median ms of each stage.
+        parameters: how many numbers.
+        gflops: of one picture: matrix products and convolutions alone, a multiplication and its addition counting two.
+        memory: peak in MiB, see `memory_kind`; None where it cannot be had.
+        AP: COCO's; None where it was not scored.
+    """
+
+    model: str
+    batch: int
+    times: list[float]
+    stages: dict[str, float]
+    parameters: int
+    gflops: float
+    memory: float | None
+    AP: float | None = None
+
+    @property
+    def ms(self) -> float:
+        """The median time of a batch."""
+        return statistics.median(self.times)
+
+    @property
+    def rate(self) -> float:
+        """Pictures a second."""
+        return 1000 * self.batch / self.ms
+
+
+def time_models(
+    models: dict[str, Detector], table: Table | None, size: tuple[int, int], batch_size: int, repeats: int
+) -> list[Row]:
+    """A row for each model.
+
+    Args:
+        models: by the words that `build` makes them from, all on one device, in evaluation mode.
+        table: where the pictures come from; None draws some.
+        size: (height, width) that they are brought to.
+        batch_size: how many at a time.
+        repeats: timed rounds.
+    """
+    batch, one = pictures(table, batch_size, size), pictures(table, 1, size)
+    jobs = {spec: _job(model, batch) for spec, model in models.items()}
+    times = alternate(jobs, repeats, f"batch {batch_size}")
+    staged = alternate({spec: _staged(models[spec], job) for spec, job in jobs.items()}, repeats, "its stages")
+    return [
+        Row(
+            model=spec,
+            batch=batch_size,
+            times=times[spec],
+            stages={name: statistics.median(each[name] for each in staged[spec]) for name in staged[spec][0]},
+            parameters=sum(p.numel() for p in model.parameters()),
+            gflops=_flops(model, one) / 1e9,
+            memory=_peak_memory(spec, model, batch),
+        )
+        for spec, model in models.items()
+    ]
+
+
+def pictures(table: Table | None, number: int, size: tuple[int, int]) -> Batch:
+    """The first `number` pictures of a data set, over again if need be, all brought to `size` (height, width)."""
+    table = table or shapes_table("val", number, min(size))
+    frame = tuple(-(-side // STRIDE) * STRIDE for side in size)
+    nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    images = [read_picture(table.paths[i % len(table)]) for i in range(number)]
+    infos = [ImageInfo(i, "", size) for i in range(number)]
+    samples = [
+        Sample(resize_image(from_hwc(image), size), nothing, info) for image, info in zip(images, infos, strict=True)
+    ]
+    return collate(samples, frame)
+
+
+def alternate(jobs: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list]:
+    """What each job returned in each round; the jobs take turns, A B A B. Warm-up rounds are left out."""
+    results: dict[str, list] = {name: [] for name in jobs}
+    for i in tqdm(range(-WARM_UP, repeats), desc=title, unit="round", leave=False, disable=None):
+        for name, job in jobs.items():
+            result = job()
+            if i >= 0:
+                results[name].append(result)
+    return results
+
+
+@torch.inference_mode()
+def detect(model: Detector, batch: Batch) -> Instances:
+    """The model as `sightline predict` runs it, on a batch in the host's memory: bf16 on a GPU, float32 elsewhere."""
+    device = _device(model)
+    with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+        return model.detect(batch.images.to(device), batch.sizes.to(device))
+
+
+def _device(model: Detector) -> torch.device:
+    return next(model.parameters()).device
+
+
+def _job(model: Detector, batch: Batch) -> Callable[[], float]:
+    """Detection on one batch; returns its milliseconds."""
+
+    def work() -> float:
+        started = _now(_device(model))
+        detect(model, batch)
+        return _now(_device(model)) - started
+
+    return work
+
+
+def _staged(model: Detector, job: Callable[[], float]) -> Callable[[], dict[str, float]]:
+    """The same job; returns the milliseconds of each stage, from the end of the one before to its own end."""
+    network = getattr(model, "network", model)
+
+    def work() -> dict[str, float]:
+        marks: list[tuple[str, float]] = []
+
+        def mark(stage: str) -> None:
+            marks.append((stage, _now(_device(model))))
+
+        with ExitStack() as hooks:
+            for name, module in network.named_children():
+                if name in STAGES:
+                    hook = module.register_forward_hook(lambda *_, stage=STAGES[name]: mark(stage))
+                    hooks.callback(hook.remove)
+            mark("start")
+            job()
+            mark(REST)
+        starts = [time for _, time in marks[:-1]]
+        return {stage: end - start for (stage, end), start in zip(marks[1:], starts, strict=True)}
+
+    return work
+
+
+def _now(device: torch.device) -> float:
+    """Milliseconds, once the device has done all it was told."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+    return 1000 * time.perf_counter()
+
+
+def _flops(model: Detector, batch: Batch) -> int:
+    with FlopCounterMode(display=False) as counter:
+        detect(model, batch)
+    return counter.get_total_flops()
+
+
+def _peak_memory(spec: str, model: Detector, batch: Batch) -> float | None:
+    """MiB, see `memory_kind`."""
+    device = _device(model)
+    if device.type == "cuda":
+        own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
+        others = torch.cuda.memory_allocated(device) - own
+        torch.cuda.reset_peak_memory_stats(device)
+        detect(model, batch)
+        return (torch.cuda.max_memory_allocated(device) - others) / 2**20
+    if device.type == "cpu" and Path("/proc/self/status").exists():
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            return process.submit(_alone, spec, batch.images.numpy(), batch.sizes.numpy()).result()
+    return None
+
+
+def _alone(spec: str, images: np.ndarray, sizes: np.ndarray) -> float:
+    """MiB by which this process, which does nothing else, grows at most. (Its `ru_maxrss` starts from the parent's.)"""
+    before = _status("VmRSS")
+    detect(build(spec, "cpu"), Batch(torch.from_numpy(images), torch.from_numpy(sizes), None, []))
+    return _status("VmHWM") - before
+
+
+def _status(name: str) -> float:
+    """One of Linux's figures on this process, in MiB."""
+    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
+
+
+def memory_kind(device: torch.device) -> str:
+    """What the figure on memory means."""
+    if device.type == "cuda":
+        return "the most that PyTorch had allocated on the GPU for this model (max_memory_allocated)"
+    return "by how much the resident memory of a process grew at most that built and ran this model alone (peak RSS)"

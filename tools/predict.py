@@ -1,0 +1,187 @@
+"""`sightline predict CHECKPOINT SOURCE…`: finds objects in images, folders, patterns, videos and cameras.
+
+    sightline predict best.ckpt street.jpg
+    sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
+    sightline predict best.ckpt "in/*.png" --classes person car --score 0.7 --no-pictures --csv found.csv
+    sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
+
+Annotated pictures and videos go to `predictions/` or `--out FOLDER`. In the json, a list of COCO's results, `image_id`
+counts pictures and frames from 1 in the order they are read, and `category_id` is the label plus one; the file's, the
+category's name and the frame's number stand beside them. Memory stays the same however long a video is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from sightline.datasets.sources import Frames, frames
+from sightline.datasets.table import DataError, nearest
+from sightline.datasets.transforms import from_hwc
+from sightline.detectors import Detector, load
+from sightline.detectors.inference import find, usable_device
+from sightline.tools.main import run
+from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable
+from tqdm import tqdm
+
+Writer = AnnotatedPictures | CocoResults | CsvTable
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
+    arguments = _arguments(argv)
+    pictures = frames(arguments.sources, arguments.every)
+    model = load(arguments.checkpoint, device=usable_device(arguments.device))
+    wanted = labels_of(arguments.classes, model.categories)
+    with ExitStack() as files:
+        writers = [files.enter_context(writer) for writer in _writers(arguments, pictures, model.categories)]
+        tally = predict(model, pictures, writers, score=arguments.score, wanted=wanted)
+    if pictures.problems.counts:
+        print(pictures.problems.summary(), file=sys.stderr)
+    written = [] if arguments.no_pictures else [arguments.out]
+    written += [file for file in (arguments.json, arguments.csv) if file]
+    print(f"{tally.line(model.categories)}; written: {', '.join(written)}")
+    return 130 if tally.stopped else 0
+
+
+@dataclass
+class Tally:
+    """What a run came to.
+
+    Attributes:
+        pictures: how many were looked at.
+        labels: how many objects of each label were found.
+        seconds: reading, detecting and writing.
+        stopped: whether Ctrl-C ended it.
+    """
+
+    pictures: int = 0
+    labels: Counter[int] = field(default_factory=Counter)
+    seconds: float = 0.0
+    stopped: bool = False
+
+    def line(self, names: Sequence[str], most: int = 8) -> str:
+        """The summary in one line."""
+        kinds = [f"{names[label]} {count}" for label, count in self.labels.most_common(most)]
+        kinds += ["…"] if len(self.labels) > most else []
+        found = f"{self.labels.total()} objects" + (f" ({', '.join(kinds)})" if kinds else "")
+        rate = self.pictures / max(self.seconds, 1e-9)
+        done = f"{self.pictures} pictures, {found} in {self.seconds:.1f} s ({rate:.1f} pictures a second)"
+        return f"stopped after {done}" if self.stopped else done
+
+
+def predict(
+    model: Detector,
+    pictures: Frames,
+    writers: Sequence[Writer],
+    *,
+    score: float = 0.5,
+    wanted: torch.Tensor | None = None,
+) -> Tally:
+    """Looks at one picture after the other and hands it, with what was found, to the writers.
+
+    Args:
+        model: a trained detector.
+        pictures: where they come from.
+        writers: what is done with them.
+        score: the least score of a detection.
+        wanted: the labels to look for; None for all.
+    """
+    tally, started = Tally(), time.perf_counter()
+    with stoppable() as stop, tqdm(total=pictures.total, unit=" pictures", disable=None) as bar:
+        for number, frame in enumerate(pictures, 1):
+            found = find(model, from_hwc(frame.image), score=score)
+            if wanted is not None:
+                found = found[torch.isin(found.labels, wanted)]
+            for writer in writers:
+                writer.write(number, frame, found)
+            tally.pictures = number
+            tally.labels.update(found.labels.tolist())
+            bar.set_postfix(objects=tally.labels.total(), refresh=False)
+            bar.update()
+            tally.stopped = stop.is_set()
+            if tally.stopped:
+                break
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+@contextmanager
+def stoppable() -> Iterator[threading.Event]:
+    """An event that Ctrl-C sets, so that the picture in work is finished and written; a second Ctrl-C ends at once."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
+        yield stop
+        return
+
+    def ask(*_: object) -> None:
+        stop.set()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield stop
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def labels_of(names: Sequence[str] | None, categories: Sequence[str]) -> torch.Tensor | None:
+    """The labels of these categories, None for None.
+
+    Raises:
+        DataError: the model does not know one of them.
+    """
+    if names is None:
+        return None
+    for name in names:
+        if name not in categories:
+            known = ", ".join(categories[:20]) + (f", … ({len(categories)} in all)" if len(categories) > 20 else "")
+            raise DataError(f"the model knows no class {name!r}{nearest(name, categories)} (it knows {known})")
+    return torch.tensor([label for label, name in enumerate(categories) if name in names])
+
+
+def _writers(arguments: argparse.Namespace, pictures: Frames, names: Sequence[str]) -> Iterator[Writer]:
+    if not arguments.no_pictures:
+        yield AnnotatedPictures(arguments.out, names, pictures.items, every=arguments.every)
+    if arguments.json:
+        yield CocoResults(arguments.json, names)
+    if arguments.csv:
+        yield CsvTable(arguments.csv, names)
+
+
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sightline predict",
+        description=__doc__.split(":", 1)[1],
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best.ckpt that `sightline train` wrote")
+    parser.add_argument(
+        "sources", metavar="SOURCE", nargs="+", help="a picture, folder, pattern, video, stream or camera's number"
+    )
+    parser.add_argument("--out", metavar="FOLDER", default="predictions", help="for annotated pictures (predictions)")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing; needs --json or --csv")
+    parser.add_argument("--json", metavar="FILE", help="all detections as COCO's results")
+    parser.add_argument("--csv", metavar="FILE", help="all detections as a table, one row a box")
+    parser.add_argument("--score", type=float, default=0.5, help="the least score of a detection, 0 to 1 (0.5)")
+    parser.add_argument("--classes", metavar="NAME", nargs="+", help="look for these alone")
+    parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, only every N-th frame (1)")
+    parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
+    arguments = parser.parse_args(argv)
+    if not 0 <= arguments.score <= 1:
+        parser.error(f"--score must be from 0 to 1, got {arguments.score}")
+    if arguments.no_pictures and not (arguments.json or arguments.csv):
+        parser.error("with --no-pictures nothing would be written; add --json FILE or --csv FILE")
+    return arguments
+
+
+if __name__ == "__main__":
+    sys.exit(run("predict", sys.argv[1:]))
