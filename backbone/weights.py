@@ -95,8 +95,7 @@ def load_weights(
         )
         raise WeightsError(f"weights do not fit {type(model).__name__}. {report.summary()}{hint}")
     model.load_state_dict({k: theirs[k] for k in report.loaded}, strict=False)
-    partial = report.missing or report.unexpected or report.mismatched
-    log.log(logging.WARNING if partial else logging.INFO, report.summary())
+    log.log(logging.WARNING if report.unexpected or report.mismatched else logging.INFO, report.summary())
     return report
 
 

@@ -6,7 +6,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from dataclasses import replace
 
 import cv2
 import numpy as np

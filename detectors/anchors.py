@@ -1,4 +1,7 @@
-"""Anchors: boxes of fixed sizes and shapes tied to the cells of feature maps (Faster R-CNN, https://arxiv.org/abs/1506.01497, 3.1.1)."""
+"""Anchors: boxes of fixed sizes and shapes tied to the cells of feature maps.
+
+Faster R-CNN, https://arxiv.org/abs/1506.01497, section 3.1.1.
+"""
 
 from __future__ import annotations
 
@@ -42,9 +45,7 @@ class Anchors(nn.Module):
             raise ValueError(f"{self.num_levels} rows of anchor sizes for {len(features)} feature maps")
         anchors = []
         for level, feature in enumerate(features):
-            cell = full_precision(
-                getattr(self, f"cell_{level}")
-            )  # half precision rounds beyond pixel 256
+            cell = full_precision(getattr(self, f"cell_{level}"))  # half precision rounds beyond pixel 256
             height, width = feature.shape[-2:]
             y = torch.arange(height, device=cell.device, dtype=cell.dtype) * (frame[0] // height)
             x = torch.arange(width, device=cell.device, dtype=cell.dtype) * (frame[1] // width)

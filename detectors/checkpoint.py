@@ -42,7 +42,10 @@ def load_with(
             f"{path} holds a {architecture['name']!r}, which this version does not know (it knows {', '.join(builders)})"
         )
     arguments = architecture["arguments"] | {"weights": None, "backbone_weights": None}
-    model = builders[architecture["name"]](**arguments)
+    try:
+        model = builders[architecture["name"]](**arguments)
+    except TypeError as error:
+        raise WeightsError(f"{path} was written by another version of Sightline, whose {error}") from error
     load_weights(model, path, key="state_dict", rename=((r"^detector\.", ""),))
     model.categories, model.resize = list(about["categories"]), tuple(about["resize"])
     return model.to(device or default_device()).eval()

@@ -276,4 +276,6 @@ def _finish(model: FasterRCNN, architecture: dict, weights: str | None) -> Faste
         )
         if weights == "coco" and len(model.categories) == len(COCO_91):
             model.categories = list(COCO_91)
+    # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
+    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
     return model

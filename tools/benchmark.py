@@ -4,13 +4,13 @@
     sightline benchmark runs/a/best.ckpt runs/b/best.ckpt --data coco/ --split val --json table.json
     sightline benchmark faster_rcnn@coco torchvision:fasterrcnn_resnet50_fpn@coco --data coco/
 
-A MODEL is a checkpoint, or the name of a detector of ours or torchvision's: then its weights are random, unless some come
-after an "@" (a path or "coco"). Models with random weights, or without the data's categories, are timed and not scored;
-mind that torchvision's need the less time the less they find.
+A MODEL is a checkpoint, or the name of a detector of ours or of torchvision's. A name's weights are random, unless some
+come after an "@" (a path or "coco"). Models with random weights, or without the data's categories, are timed and not
+scored; mind that torchvision's need the less time the less they find.
 
 How they are timed: the models take turns, round by round, so that a machine that slows down slows all of them; after a
-warm-up, medians over the rounds. All get the same pictures, uint8 in the host's memory, and give final boxes. Stages are
-timed in rounds of their own with a synchronisation after each, so that on a GPU they add up to a little more: input
+warm-up, medians over the rounds. All get the same pictures, uint8 in the host's memory, and give final boxes. Stages
+are timed in rounds of their own with a synchronisation after each, so that on a GPU they add up to a little more: input
 (transfer and normalisation), backbone, proposals, head (all the rest, suppression too).
 """
 
@@ -56,7 +56,7 @@ def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> 
     for spec, model in models.items():
         mine = [row for row in rows if row.model == spec]
         if not has_weights(spec):
-            print(f"{spec}: not scored, its weights are random; {spec}@WEIGHTS names some")
+            print(f"{spec}: not scored, its weights are random; give it some: {spec}@WEIGHTS")
             continue
         try:
             batch_size = max(row.batch for row in mine)
@@ -120,7 +120,7 @@ def _write_json(arguments: argparse.Namespace, device: torch.device, rows: list[
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sightline benchmark",
-        description=__doc__.split(":", 1)[1],
+        description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add, whole = parser.add_argument, _positive

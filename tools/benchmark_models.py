@@ -20,8 +20,8 @@ def build(spec: str, device: torch.device | str) -> Detector:
     """The model that a word of the command line stands for, in evaluation mode.
 
     Args:
-        spec: a checkpoint's path, a name in `DETECTORS`, or "torchvision:NAME"; after a name may come "@" and weights, a
-            path or "coco". Without them they are random, good for speed alone.
+        spec: a checkpoint's path, a name in `DETECTORS`, or "torchvision:NAME"; after a name may come "@" and weights,
+            a path or "coco". Without them they are random, good for speed alone.
         device: where to put it.
 
     Raises:

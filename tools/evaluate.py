@@ -1,8 +1,8 @@
 """`sightline evaluate`: scores a checkpoint on data, or any predictions against any truth.
 
-    sightline evaluate runs/shapes/1/checkpoints/best.ckpt --data shapes
-    sightline evaluate best.ckpt --data voc/ --split test --voc
-    sightline evaluate --predictions results.json --truth instances_val2017.json
+sightline evaluate runs/shapes/1/checkpoints/best.ckpt --data shapes
+sightline evaluate best.ckpt --data voc/ --split test --voc
+sightline evaluate --predictions results.json --truth instances_val2017.json
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name."""
     arguments = _parser().parse_args(argv)
     if bool(arguments.checkpoint) == bool(arguments.predictions):
-        raise DataError("name either a checkpoint with --data, or --predictions with --truth; see sightline evaluate --help")
+        raise DataError(
+            "name either a checkpoint with --data, or --predictions with --truth; see sightline evaluate --help"
+        )
     if arguments.checkpoint:
         scored, names, table = _of_checkpoint(arguments)
     else:
@@ -60,7 +62,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="val", help="train, val, test, or the data set's own name for a part (val)")
     parser.add_argument("--predictions", metavar="FILE", help="COCO results json to score instead of a checkpoint")
     parser.add_argument("--truth", metavar="FILE", help="COCO json that the predictions are scored against")
-    parser.add_argument("--max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="COCO's limits (1 10 100)")
+    parser.add_argument(
+        "--max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="COCO's limits (1 10 100)"
+    )
     parser.add_argument("--voc", nargs="?", const="area", choices=["area", "2007"], help="Pascal VOC's AP too")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     parser.add_argument("--save-predictions", metavar="FILE", help="write the detections as COCO results json")

@@ -160,7 +160,7 @@ def _writers(arguments: argparse.Namespace, pictures: Frames, names: Sequence[st
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="sightline predict",
-        description=__doc__.split(":", 1)[1],
+        description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a best.ckpt that `sightline train` wrote")

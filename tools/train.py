@@ -1,9 +1,9 @@
 """`sightline train [RECIPE] [--data PATH] [--any.option value]`: trains a model and leaves a run folder.
 
-    sightline train                                  # a small Faster R-CNN on the built-in shapes
-    sightline train faster_rcnn --data coco/         # on your pictures
-    sightline train --resume runs/faster_rcnn/1      # goes on where a run stopped
-    sightline train --list                           # the recipes
+sightline train                                  # a small Faster R-CNN on the built-in shapes
+sightline train faster_rcnn --data coco/         # on your pictures
+sightline train --resume runs/faster_rcnn/1      # goes on where a run stopped
+sightline train --list                           # the recipes
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
-
+from lightning.pytorch.loggers import TensorBoardLogger
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.table import DataError
 from sightline.detectors import load
 from sightline.tools.main import run
 from sightline.training import DetectionTraining, SaveOnInterrupt, StagedUnfreezing, score
+from sightline.training.metrics import ContinuedCSVLogger
 from sightline.training.run_folder import RunFolder
 
 RECIPES = resources.files("sightline.training.recipes")
@@ -120,9 +120,14 @@ class TrainCLI(LightningCLI):
             run=False,
             args=arguments,
             save_config_callback=None,
-            trainer_defaults={"devices": 1, "use_distributed_sampler": False, "max_epochs": 12, "num_sanity_val_steps": 0},
+            trainer_defaults={
+                "devices": 1,
+                "use_distributed_sampler": False,
+                "max_epochs": 12,
+                "num_sanity_val_steps": 0,
+            },
             parser_class=Parser,
-            parser_kwargs={"prog": "sightline train"},
+            parser_kwargs={"prog": "sightline train", "allow_abbrev": False},
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
             seed_everything_default=0,
@@ -145,7 +150,7 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         self.folder = self._folder()
         options, folder = self.config_init.run, self.folder
-        loggers = [CSVLogger(folder.path.parent, name="", version=folder.path.name)]
+        loggers = [ContinuedCSVLogger(folder.path.parent, name="", version=folder.path.name)]
         if options.tensorboard:
             loggers.append(TensorBoardLogger(folder.path, name="tensorboard", version=""))
         self.trainer_defaults["callbacks"] = self._callbacks(options, folder)

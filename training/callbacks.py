@@ -37,7 +37,10 @@ class SaveOnInterrupt(Callback):
         if self._asked:
             raise KeyboardInterrupt
         self._asked = True
-        print("\nCtrl-C: stopping after this step, or this validation; once more stops at once, without saving", flush=True)
+        print(
+            "\nCtrl-C: stopping after this step, or this validation; once more stops at once, without saving",
+            flush=True,
+        )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._asked:

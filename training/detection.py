@@ -83,8 +83,10 @@ class DetectionTraining(LightningModule):
         torch.manual_seed(zlib.crc32(repr((self._seed, self.current_epoch, batch.infos[0].id)).encode()))
         losses = self.detector.losses(self(batch.images, batch.sizes), batch.targets)
         loss = torch.stack(list(losses.values())).sum()
-        self.log_dict({f"train/{name}": value.detach() for name, value in losses.items()}, batch_size=len(batch))
-        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        # Means over the epoch go to the loggers, as the validation's do; the bar shows the loss as it is.
+        named = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
+        self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
+        self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
         self._watch(loss.detach(), batch)
         return loss
 

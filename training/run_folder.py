@@ -49,7 +49,9 @@ class RunFolder:
         """
         path = Path(path)
         if path.is_dir() and not (path / "config.yaml").exists():
-            numbered = [child for child in path.iterdir() if child.name.isdecimal() and (child / "config.yaml").exists()]
+            numbered = [
+                child for child in path.iterdir() if child.name.isdecimal() and (child / "config.yaml").exists()
+            ]
             path = max(numbered, key=lambda child: int(child.name), default=path)
         run = RunFolder(path)
         if not run.config.exists():

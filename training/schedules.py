@@ -40,9 +40,7 @@ class StepDecay(Schedule):
         warmup_steps: see `Schedule`.
     """
 
-    def __init__(
-        self, milestones: Sequence[float] = (0.67, 0.89), gamma: float = 0.1, warmup_steps: int = 0
-    ) -> None:
+    def __init__(self, milestones: Sequence[float] = (0.67, 0.89), gamma: float = 0.1, warmup_steps: int = 0) -> None:
         super().__init__(warmup_steps)
         if not all(0 < milestone < 1 for milestone in milestones):
             raise ValueError(f"milestones are shares of the run between 0 and 1, got {tuple(milestones)}")

@@ -75,7 +75,7 @@ def detect_all(model: Detector, loader: Loader, *, progress: bool = True) -> Det
     device = next(model.parameters()).device
     collector, training = DetectionCollector(), model.training
     model.eval()
-    for batch in tqdm(loader, desc="detect", unit="batch", disable=not progress, leave=False):
+    for batch in tqdm(loader, desc="detect", unit="batch", disable=None if progress else True, leave=False):
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             found = model.detect(batch.images, batch.sizes)

@@ -1,9 +1,9 @@
-"""Our Faster R-CNN against torchvision's with the same weights (https://github.com/pytorch/vision), on real photographs.
+"""Our Faster R-CNN against torchvision's with the same weights (https://github.com/pytorch/vision), on photographs.
 
-No trained detector is at hand, so weights are random from a seed. They are scaled on the photographs themselves, so that
-activations stay of the order of one and scores spread over (0, 1): otherwise a deep network of random weights saturates, and
-nothing would be compared. Both run in float64: in float32 a random network amplifies rounding until a candidate on the edge
-of suppression falls on the other side, which says nothing of either implementation.
+No trained detector is at hand, so weights are random from a seed. They are scaled on the photographs themselves, so
+that activations stay of the order of one and scores spread over (0, 1): otherwise a deep network of random weights
+saturates, and nothing would be compared. Both run in float64: in float32 a random network amplifies rounding until a
+candidate on the edge of suppression falls on the other side, which says nothing of either implementation.
 """
 
 import pytest
@@ -28,7 +28,13 @@ MODELS = {
 
 
 # To be quick. All else is torchvision's default.
-SMALL = {"min_size": 256, "max_size": 400, "rpn_pre_nms_top_n_test": 200, "rpn_post_nms_top_n_test": 200}
+SMALL = {
+    "min_size": 256,
+    "max_size": 400,
+    "rpn_pre_nms_top_n_test": 200,
+    "rpn_post_nms_top_n_test": 200,
+    "box_batch_size_per_image": 64,
+}
 
 
 @pytest.fixture(params=MODELS, scope="module")
@@ -134,6 +140,7 @@ def assert_same_detections(mine, wanted, original, size):
     assert len(partner[settled].unique()) == settled.sum()
 
 
+@torch.inference_mode()
 def test_same_losses_for_the_same_samples(pair):
     """torchvision draws its samples; we compute our losses from exactly those."""
     peer, ours, photographs = pair
@@ -147,8 +154,8 @@ def test_same_losses_for_the_same_samples(pair):
     peer.rpn.fg_bg_sampler = spy(peer.rpn.fg_bg_sampler, drawn)
     peer.roi_heads.select_training_samples = spy(peer.roi_heads.select_training_samples, regions)
 
-    # torchvision wants targets in the original picture's pixels, and its losses only in train(), where its own norms are
-    # frozen or, in the v2 model, follow the batch; the latter are put back to eval.
+    # torchvision wants targets in the original picture's pixels, and gives losses only in train(), where its own norms
+    # are frozen or, in the v2 model, follow the batch; the latter are put back to eval.
     peer.train()
     for module in peer.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -1,7 +1,6 @@
 """Learning rate schedules against values worked out by hand."""
 
 import pytest
-
 from sightline.training import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay
 
 VALUES = {
@@ -15,7 +14,7 @@ VALUES = {
 }
 
 
-@pytest.mark.parametrize("schedule, values", VALUES.values(), ids=VALUES.keys())
+@pytest.mark.parametrize(("schedule", "values"), VALUES.values(), ids=VALUES.keys())
 def test_factor(schedule, values):
     for step, expected in values.items():
         assert schedule.factor(step, 1000) == pytest.approx(expected, rel=1e-4, abs=1e-12)

@@ -7,7 +7,6 @@ import sys
 
 import torch
 from lightning.pytorch import Callback, Trainer
-
 from sightline.datasets.data_module import DetectionData, Shapes
 from sightline.detectors import faster_rcnn
 from sightline.training import DetectionTraining

@@ -1,0 +1,165 @@
+"""Detectors on pictures, arrays and video, one at a time."""
+
+import weakref
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from sightline.datasets.images import write_image
+from sightline.datasets.structures import Instances
+from sightline.datasets.table import DataError
+from sightline.detectors import faster_rcnn
+from sightline.detectors.inference import run, usable_device
+from sightline.detectors.model import Detector
+from torch import nn
+
+
+class RedFinder(Detector):
+    """Finds the red pixels' box with score 0.9 and the whole picture with 0.4; between them is a row of padding."""
+
+    def __init__(self):
+        super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=2)
+        self.layer, self.frozen = nn.Linear(1, 1), nn.Linear(1, 1).eval()
+        self.resize, self.seen = (64, 96), []
+
+    def forward(self, images, sizes):
+        self.seen.append((tuple(images.shape), sizes.tolist(), self.training, torch.is_inference_mode_enabled()))
+        return images
+
+    def decode(self, images, sizes):
+        red = (images[0, 0] > 150) & (images[0, 1] < 90)
+        rows, columns = torch.where(red.any(1))[0], torch.where(red.any(0))[0]
+        box = torch.stack([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]).float()
+        whole = torch.tensor([0.0, 0.0, sizes[0, 1], sizes[0, 0]])
+        boxes = torch.stack([whole, torch.zeros(4), box])[None]
+        return Instances(boxes, torch.tensor([[1, -1, 0]]), torch.tensor([[0.4, 0.0, 0.9]]))
+
+
+def picture(height=120, width=180, box=(40, 30, 100, 60)):
+    """Grey with a red box, (H, W, 3)."""
+    image = np.full((height, width, 3), 128, np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = (255, 0, 0)
+    return image
+
+
+@pytest.fixture
+def clip(tmp_path):
+    """Ten frames whose red box moves 4 pixels to the right each."""
+    path = tmp_path / "clip.mp4"
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*"mp4v"), 10, (180, 120))
+    for i in range(10):
+        writer.write(picture(box=(20 + 4 * i, 30, 80 + 4 * i, 60))[..., ::-1].copy())
+    writer.release()
+    return path
+
+
+def test_boxes_are_in_the_picture_s_own_pixels():
+    model = RedFinder()
+    (sample,) = run(model, picture())
+    assert sample.info.size == (120, 180)
+    assert np.array_equal(sample.image.permute(1, 2, 0), picture())
+    assert sample.target.labels.tolist() == [0]
+    np.testing.assert_allclose(sample.target.boxes[0], [40, 30, 100, 60], atol=2)
+    # Resized to 64 x 96, which is padded to nothing more; then a shape that does need padding.
+    assert model.seen == [((1, 3, 64, 96), [[64, 96]], False, True)]
+    list(run(model, picture(120, 130)))
+    assert model.seen[-1][:2] == ((1, 3, 64, 96), [[64, 69]])
+
+
+@pytest.mark.parametrize(
+    ("score", "scores"), [(0.0, [0.9, 0.4]), (0.4, [0.9, 0.4]), (0.41, [0.9]), (0.95, [])], ids=str
+)
+def test_scores_fall_and_padding_is_gone(score, scores):
+    (sample,) = run(RedFinder(), picture(), score=score)
+    np.testing.assert_allclose(sample.target.scores, scores)
+    assert len(sample.target.boxes) == len(sample.target.labels) == len(scores)
+
+
+def test_modes_are_as_before_between_pictures():
+    model = RedFinder()
+    model.train()
+    model.frozen.eval()
+    for sample in run(model, [picture(), picture()]):
+        assert model.training
+        assert model.layer.training
+        assert not model.frozen.training
+        assert torch.is_grad_enabled()
+        assert not torch.is_inference_mode_enabled()
+        sample.target.boxes += 1  # an inference tensor would refuse
+        assert not sample.target.boxes.is_inference()
+    assert [training for _, _, training, _ in model.seen] == [False, False]
+
+
+def test_modes_are_as_before_after_an_error():
+    model = RedFinder().train()
+    model.forward = lambda *_: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        list(run(model, picture()))
+    assert model.training
+
+
+def test_video(clip):
+    samples = list(run(RedFinder(), clip, every=4))
+    assert [sample.info.path for sample in samples] == [f"{clip}#0", f"{clip}#4", f"{clip}#8"]
+    assert [sample.info.id for sample in samples] == [1, 2, 3]
+    left = [sample.target.boxes[0, 0].item() for sample in samples]
+    np.testing.assert_allclose(left, [20, 36, 52], atol=3)
+
+
+def test_no_frame_outlives_its_turn(clip):
+    alive = []
+    for sample in run(RedFinder(), [clip, clip, clip]):
+        alive.append(weakref.ref(sample.image))
+        # This one, and the one before, which the loop's variable held until just now.
+        assert sum(image() is not None for image in alive) <= 2
+    assert len(alive) == 30
+
+
+def test_arrays_among_files(tmp_path):
+    write_image(tmp_path / "a.png", picture())
+    frozen = picture()[:, ::-1]
+    frozen.flags.writeable = False
+    samples = list(run(RedFinder(), [picture(), tmp_path / "a.png", frozen]))
+    assert [sample.info.path for sample in samples] == ["array 0", str(tmp_path / "a.png"), "array 2"]
+    assert samples[0].target.boxes.tolist() == samples[1].target.boxes.tolist()
+    np.testing.assert_allclose(samples[2].target.boxes[0], [80, 30, 140, 60], atol=2)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (np.zeros((4, 4, 3)), r"uint8 RGB array, got \(4, 4, 3\) float64"),
+        (np.zeros((4, 4), np.uint8), r"got \(4, 4\) uint8"),
+        (np.zeros((0, 4, 3), np.uint8), r"got \(0, 4, 3\)"),
+        ("no-such-picture.jpg", "no-such-picture.jpg: no such file"),
+        ([], "no source was given"),
+    ],
+    ids=["float", "grey", "empty", "missing", "none"],
+)
+def test_bad_sources(source, message):
+    with pytest.raises(DataError, match=message):
+        list(run(RedFinder(), source))
+
+
+def test_predict_gives_instances():
+    small = {"norm": "batch", "anchor_sizes": ((8,), (16,), (32,), (64,)), "proposals": 20, "head_width": 32}
+    model = faster_rcnn("resnet10_narrow_fpn", 6, **small)
+    model.resize = (64, 96)
+    for found in model.predict([picture(), picture(50, 300)], score=0.1):
+        assert isinstance(found, Instances)
+        assert found.scores.min() >= 0.1
+        assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+        assert len(found) > 0
+    assert (found.boxes >= 0).all()
+    assert (found.boxes[:, 2] <= 300).all()
+    assert (found.boxes[:, 3] <= 50).all()
+
+
+def test_a_device_that_is_not_there():
+    assert usable_device("cpu") == torch.device("cpu")
+    with pytest.raises(DataError, match="device 'gpu' cannot be used here"):
+        usable_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(DataError, match="device 'cuda' cannot be used here"):
+            usable_device("cuda")

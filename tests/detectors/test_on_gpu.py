@@ -1,0 +1,108 @@
+"""On a GPU: nothing between the images and the detections, or the losses' gradients, waits for the device."""
+
+import copy
+
+import pytest
+import torch
+from sightline.datasets.structures import Instances
+from sightline.detectors import faster_rcnn, faster_rcnn_c5
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"),
+]
+
+MODELS = {
+    "pyramid": lambda: faster_rcnn("resnet18_fpn", 3, norm="batch", proposals=200),
+    "one map": lambda: faster_rcnn_c5("resnet18", 3, norm="batch", proposals=200, head_width=256),
+}
+
+
+def batch():
+    images = torch.randint(0, 256, (2, 3, 256, 320), dtype=torch.uint8)
+    sizes = torch.tensor([[256, 320], [200, 310]])
+    boxes = torch.tensor([[[20.0, 30, 120, 200], [100, 10, 300, 90], [0, 0, 0, 0]]] * 2)
+    labels = torch.tensor([[0, 2, -1], [1, -1, -1]])
+    return images.cuda(), sizes.cuda(), Instances(boxes, labels).to("cuda")
+
+
+@pytest.fixture
+def no_waiting():
+    """A function after whose call anything that waits for the GPU is an error, until the test ends."""
+    yield lambda: torch.cuda.set_sync_debug_mode("error")
+    torch.cuda.set_sync_debug_mode("default")
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_step_does_not_wait(name, no_waiting):
+    model = MODELS[name]().cuda()
+    images, sizes, targets = batch()
+
+    def step():
+        with torch.autocast("cuda", torch.bfloat16):
+            losses = model.losses(model(images, sizes), targets)
+        torch.stack(list(losses.values())).sum().backward()
+        return losses
+
+    step()  # compiles the kernel, chooses algorithms
+    no_waiting()
+    losses = step()
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(loss.isfinite() for loss in losses.values())
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_detection_does_not_wait(name, no_waiting):
+    model = MODELS[name]().cuda().eval()
+    images, sizes, _ = batch()
+    with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
+        model.detect(images, sizes)
+        no_waiting()
+        found = model.detect(images, sizes)
+    torch.cuda.set_sync_debug_mode("default")
+    assert found.boxes.shape == (2, 100, 4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_the_same_on_the_cpu(name):
+    """In float64 on both, where rounding decides nothing: only suppression is in float32 on the GPU."""
+    model = MODELS[name]().double().eval()
+    images, sizes, _ = batch()
+    expected = model.detect(images.cpu(), sizes.cpu())
+    found = model.cuda().detect(images, sizes).to("cpu")
+    torch.testing.assert_close(found.scores, expected.scores, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(found.boxes, expected.boxes, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found.labels, expected.labels)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@torch.inference_mode()
+def test_bfloat16_is_near_float32(name):
+    """The second stage's word on the same regions; which regions survive may turn on the last bit."""
+    model = MODELS[name]().cuda().eval()
+    images, sizes, _ = batch()
+    outputs = model(images, sizes)
+    with torch.autocast("cuda", torch.bfloat16):
+        half = model(images, sizes)
+        logits, deltas = model.roi_heads(model._pooled(half.features), outputs.proposals.boxes)
+        found = model.decode(half, sizes)
+    exact_logits, exact_deltas = model.roi_heads(model._pooled(outputs.features), outputs.proposals.boxes)
+    assert logits.dtype == deltas.dtype == found.boxes.dtype == found.scores.dtype == torch.float32
+    for value, exact in ((logits, exact_logits), (deltas, exact_deltas)):
+        assert (value - exact).abs().max() < 0.05 * exact.abs().max()
+
+
+def test_the_second_gpu():
+    """Triton launches on the current GPU, which need not be the model's."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("needs two GPUs")
+    first = MODELS["pyramid"]().eval()
+    second = copy.deepcopy(first).to("cuda:1")
+    first = first.to("cuda:0")
+    images, sizes, _ = batch()
+    with torch.inference_mode():
+        expected = first.detect(images, sizes)
+        found = second.detect(images.to("cuda:1"), sizes.to("cuda:1"))
+    torch.testing.assert_close(found.scores.cpu(), expected.scores.cpu(), rtol=1e-3, atol=1e-3)

@@ -1,0 +1,34 @@
+"""The command's front door."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sightline import __version__
+from sightline.tools.main import TOOLS, main
+
+
+def test_help_names_every_tool(capsys):
+    assert main([]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in TOOLS)
+
+
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_mistyped_tool(capsys):
+    assert main(["trian"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_each_tool_also_runs_as_a_file(tool, tmp_path):
+    path = Path(__file__).parents[2] / "tools" / f"{tool}.py"
+    done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert "usage" in done.stdout.lower()
