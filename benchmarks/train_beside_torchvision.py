@@ -16,17 +16,18 @@ import time
 from pathlib import Path
 
 import torch
+from torch import nn
+from torchvision.models import resnet18
+from torchvision.models.detection import FasterRCNN
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+
 from sightline.datasets.augment import Augment
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.structures import Batch, Instances
 from sightline.detectors import faster_rcnn
 from sightline.evaluation import DetectionCollector, Truth, evaluate_coco
 from sightline.training import StepDecay
-from torch import nn
-from torchvision.models import resnet18
-from torchvision.models.detection import FasterRCNN
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
 
 SIZES = ((16,), (32,), (64,), (128,), (256,))
 

@@ -91,7 +91,9 @@ class Instances:
         """
         infos = [info] if isinstance(info, ImageInfo) else list(info)
         if isinstance(info, ImageInfo) != (self.boxes.ndim == 2) or (self.boxes.ndim == 3 and len(infos) != len(self)):
-            raise ValueError(f"{len(infos)} ImageInfo given for boxes {tuple(self.boxes.shape)}; give one for each image")
+            raise ValueError(
+                f"{len(infos)} ImageInfo given for boxes {tuple(self.boxes.shape)}; give one for each image"
+            )
         rows = self.boxes.new_tensor([[*i.size, *i.scale, float(i.flipped)] for i in infos])
         height, width, scale_y, scale_x, flipped = (rows if self.boxes.ndim == 3 else rows[0])[..., None, :].unbind(-1)
         x0, y0, x1, y1 = self.boxes.unbind(-1)

@@ -23,6 +23,7 @@ import sys
 from pathlib import Path
 
 import torch
+
 from sightline.datasets.data_module import DetectionData, default_workers
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector

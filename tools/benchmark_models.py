@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torchvision import models
+
 from sightline.backbone import load_weights
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, nearest
 from sightline.detectors import DETECTORS, Detector, load
 from sightline.detectors.coco_names import COCO_91
-from torch import Tensor
-from torchvision import models
 
 PEERS = "torchvision:"
 

@@ -13,6 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from tqdm import tqdm
+
 from sightline.datasets.batching import collate
 from sightline.datasets.detection import read_picture
 from sightline.datasets.shapes import shapes_table
@@ -22,8 +25,6 @@ from sightline.datasets.transforms import from_hwc, resize_image
 from sightline.detectors import Detector
 from sightline.detectors.inference import STRIDE
 from sightline.tools.benchmark_models import build
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
 WARM_UP = 2  # rounds before any is timed
 STAGES = {"normalize": "input", "transform": "input", "backbone": "backbone", "rpn": "proposals"}  # by submodule

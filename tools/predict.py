@@ -23,6 +23,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import torch
+from tqdm import tqdm
+
 from sightline.datasets.sources import Frames, frames
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc
@@ -30,7 +32,6 @@ from sightline.detectors import Detector, load
 from sightline.detectors.inference import find, usable_device
 from sightline.tools.main import run
 from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable
-from tqdm import tqdm
 
 Writer = AnnotatedPictures | CocoResults | CsvTable
 

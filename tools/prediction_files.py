@@ -16,6 +16,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+
 from sightline.datasets.images import write_image
 from sightline.datasets.sources import Frame
 from sightline.datasets.structures import Instances

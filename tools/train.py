@@ -25,6 +25,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.table import DataError
 from sightline.detectors import load

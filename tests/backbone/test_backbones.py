@@ -4,9 +4,10 @@ import inspect
 
 import pytest
 import torch
+from torch import nn
+
 from sightline.backbone import BACKBONES, build_backbone, check_backbone
 from sightline.backbone.resnet import resnet18_classifier
-from torch import nn
 
 
 @pytest.mark.parametrize("name", BACKBONES)

@@ -5,11 +5,12 @@ from collections import OrderedDict
 import pytest
 import torch
 import torchvision
-from sightline.backbone import FPN, P6P7, BackboneWithFPN, MaxPoolP6, build_backbone
-from sightline.backbone.resnet import resnet50
 from torch import nn
 from torchvision.models.detection import fasterrcnn_resnet50_fpn, fasterrcnn_resnet50_fpn_v2
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool, LastLevelP6P7
+
+from sightline.backbone import FPN, P6P7, BackboneWithFPN, MaxPoolP6, build_backbone
+from sightline.backbone.resnet import resnet50
 
 CHANNELS = (8, 16, 24)
 CASES = {

@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torchvision
+from torchvision.models.detection.backbone_utils import _mobilenet_extractor, _resnet_fpn_extractor
+
 from sightline.backbone import BACKBONES, build_backbone, freeze_stages, stages
 from sightline.backbone.mobilenet_v2 import MobileNetV2Classifier
 from sightline.backbone.resnet import resnet18_classifier
-from torchvision.models.detection.backbone_utils import _mobilenet_extractor, _resnet_fpn_extractor
 
 
 def trainable(model) -> set[str]:

@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from torchvision.models._meta import _IMAGENET_CATEGORIES
+
 from sightline.backbone import load_weights
 from sightline.backbone.mobilenet_v2 import MobileNetV2, MobileNetV2Classifier, TFPadConv2d
-from torchvision.models._meta import _IMAGENET_CATEGORIES
 
 
 def test_equals_torchvision():

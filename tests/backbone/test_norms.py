@@ -3,9 +3,10 @@ import copy
 import pytest
 import torch
 import torchvision
+from torch import nn
+
 from sightline.backbone import build_backbone, norm_layer
 from sightline.backbone.norms import FrozenBatchNorm2d
-from torch import nn
 
 
 def trained_batch_norm() -> nn.BatchNorm2d:

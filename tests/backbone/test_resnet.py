@@ -3,9 +3,10 @@
 import pytest
 import torch
 import torchvision
-from sightline.backbone import resnet
 from torch import nn
 from torchvision.models._utils import IntermediateLayerGetter
+
+from sightline.backbone import resnet
 
 LAYERS = {"layer1": 2, "layer2": 3, "layer3": 4, "layer4": 5}
 

@@ -9,6 +9,8 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
+from torch import nn
+
 from sightline.backbone import (
     BACKBONES,
     OLD_TORCHVISION,
@@ -19,7 +21,6 @@ from sightline.backbone import (
     stages,
 )
 from sightline.backbone.resnet import resnet18_classifier
-from torch import nn
 
 
 def model(classes: int = 3) -> nn.Sequential:

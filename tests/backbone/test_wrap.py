@@ -4,11 +4,12 @@ import copy
 import pytest
 import torch
 import torchvision
-from sightline.backbone import build_backbone, check_backbone, norm_layer, stages, wrap, wrap_timm
-from sightline.backbone.wrap import mobilenet_v3_large_fpn
 from torch import nn
 from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_fpn
 from torchvision.models.detection.backbone_utils import mobilenet_backbone
+
+from sightline.backbone import build_backbone, check_backbone, norm_layer, stages, wrap, wrap_timm
+from sightline.backbone.wrap import mobilenet_v3_large_fpn
 
 
 def test_mobilenet_v3_equals_a_torchvision_detectors():

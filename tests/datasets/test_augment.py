@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+
 from sightline.datasets.augment import Albumentations, Augment, crop
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.transforms import flip

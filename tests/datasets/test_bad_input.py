@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+
 from sightline.datasets import clean
 from sightline.datasets.checks import check
 from sightline.datasets.readers import find, raise_if_fatal, read_splits

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
+
 from sightline.datasets.batching import BucketBatchSampler, Key, assign_frames, collate, frame_sizes
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.transforms import resize_shape

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
 from sightline.datasets.coco import CocoFolder, read_coco, split_of, write_coco
 from sightline.datasets.table import DataError
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
+
 from sightline.datasets import data_module
 from sightline.datasets.augment import Augment
 from sightline.datasets.data_module import DetectionData, Shapes, default_workers

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from sightline.datasets import detection
 from sightline.datasets.augment import Augment
 from sightline.datasets.batching import Key

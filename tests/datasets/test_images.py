@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+
 from sightline.datasets.images import decode_image, image_size, read_header, read_image, write_image
 from sightline.datasets.table import DataError
 

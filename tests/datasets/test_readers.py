@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 from PIL import Image
+
 from sightline.datasets.checks import check
 from sightline.datasets.coco import write_coco
 from sightline.datasets.deeppcb import DeepPcbFolder

@@ -5,6 +5,7 @@ import re
 
 import numpy as np
 import pytest
+
 from sightline.datasets import shapes
 from sightline.datasets.shapes import CATEGORIES, COLOURS, MIN_VISIBLE, draw, read_shapes, shapes_table
 from sightline.datasets.table import DataError

@@ -6,6 +6,7 @@ import os
 import cv2
 import numpy as np
 import pytest
+
 from sightline.datasets import sources
 from sightline.datasets.images import read_image, write_image
 from sightline.datasets.sources import frames

@@ -4,10 +4,11 @@ from dataclasses import replace
 
 import pytest
 import torch
-from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
 from torch.utils import _pytree as pytree
 from torchvision import tv_tensors
 from torchvision.transforms import v2
+
+from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
 
 INFO = ImageInfo(1, "one.jpg", (40, 60))
 

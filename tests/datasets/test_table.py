@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sightline.datasets.table import Problems, Table, nearest
 
 

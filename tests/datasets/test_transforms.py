@@ -7,6 +7,8 @@ https://github.com/pytorch/vision/blob/main/torchvision/models/detection/transfo
 import numpy as np
 import pytest
 import torch
+from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
+
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.transforms import (
     flip,
@@ -18,7 +20,6 @@ from sightline.datasets.transforms import (
     resize_to,
     to_hwc,
 )
-from torchvision.models.detection.transform import GeneralizedRCNNTransform, _resize_image_and_masks
 
 
 def make_sample(height=37, width=53, count=5):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+
 from sightline.datasets.coco import read_coco
 from sightline.datasets.readers import read_splits
 from sightline.datasets.table import DataError

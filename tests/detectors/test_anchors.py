@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from sightline.detectors.anchors import Anchors, cell_anchors
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.image_list import ImageList
+
+from sightline.detectors.anchors import Anchors, cell_anchors
 
 PYRAMID = ((32,), (64,), (128,), (256,), (512,))
 RATIOS = (0.5, 1.0, 2.0)

@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from torchvision.models.detection._utils import Matcher
+from torchvision.ops import box_iou
+
 from sightline.datasets.structures import Instances
 from sightline.detectors import assignment
 from sightline.detectors.assignment import Matches, match, mean_over_images, sample
-from torchvision.models.detection._utils import Matcher
-from torchvision.ops import box_iou
 
 FOREGROUND, BACKGROUND = 0.5, 0.3
 

@@ -4,9 +4,10 @@ import math
 
 import pytest
 import torch
-from sightline.detectors.boxes import area, clip, decode, encode, full_precision, giou, intersection, iou
 from torchvision.models.detection._utils import BoxCoder
 from torchvision.ops import box_area, box_iou, clip_boxes_to_image, generalized_box_iou
+
+from sightline.detectors.boxes import area, clip, decode, encode, full_precision, giou, intersection, iou
 
 WEIGHTS = {"rpn": (1.0, 1.0, 1.0, 1.0), "fast_rcnn": (10.0, 10.0, 5.0, 5.0)}
 

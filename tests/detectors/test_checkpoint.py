@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+
 from sightline.backbone import WeightsError
 from sightline.detectors import faster_rcnn, faster_rcnn_c4, faster_rcnn_c5, load, save
 

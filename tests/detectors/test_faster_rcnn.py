@@ -4,6 +4,8 @@ import inspect
 
 import pytest
 import torch
+from torchvision.ops import box_iou
+
 from sightline.datasets import shapes
 from sightline.datasets.structures import Instances
 from sightline.detectors import (
@@ -14,7 +16,6 @@ from sightline.detectors import (
     faster_rcnn_mobilenet_v3,
     faster_rcnn_v2,
 )
-from torchvision.ops import box_iou
 
 CLASSES = 3
 NAMES = {"loss_objectness", "loss_rpn_box", "loss_cls", "loss_box"}

@@ -6,13 +6,14 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from torch import nn
+
 from sightline.datasets.images import write_image
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
 from sightline.detectors import faster_rcnn
 from sightline.detectors.inference import run, usable_device
 from sightline.detectors.model import Detector
-from torch import nn
 
 
 class RedFinder(Detector):

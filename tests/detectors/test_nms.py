@@ -7,9 +7,10 @@ import sys
 
 import pytest
 import torch
+from torchvision import ops
+
 from sightline.detectors import nms as module
 from sightline.detectors.nms import BLOCK, nms, nms_plain
-from torchvision import ops
 
 
 def boxes(groups, number, spread=100.0):
@@ -172,9 +173,10 @@ def interpret():
 def test_triton_kernel_compiles_for_a_gpu(number, monkeypatch, tmp_path):
     """To machine code of an H100, which needs no GPU, without multiply-adds, which round otherwise than PyTorch."""
     import triton
-    from sightline.detectors.nms_triton import _walk
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
+
+    from sightline.detectors.nms_triton import _walk
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     types = dict.fromkeys(("valid", "labels", "kept"), "*i32")

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+
 from sightline.datasets.structures import Instances
 from sightline.detectors import faster_rcnn, faster_rcnn_c5
 

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from sightline.detectors.roi_pool import RoIAlign, RoIPool, assign_levels
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
+
+from sightline.detectors.roi_pool import RoIAlign, RoIPool, assign_levels
 
 FRAME = (160, 224)
 PYRAMID = (4, 8, 16, 32)

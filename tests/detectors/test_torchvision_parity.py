@@ -9,16 +9,17 @@ candidate on the edge of suppression falls on the other side, which says nothing
 import pytest
 import torch
 from PIL import Image
-from sightline.backbone import OLD_TORCHVISION, load_weights
-from sightline.datasets.structures import Instances
-from sightline.datasets.transforms import resize_exact
-from sightline.detectors import faster_rcnn, faster_rcnn_mobilenet_v3, faster_rcnn_v2
-from sightline.detectors.assignment import Samples, gather
 from torch import nn
 from torchvision.models import detection as peers
 from torchvision.models.resnet import Bottleneck
 from torchvision.ops import FrozenBatchNorm2d, box_iou
 from torchvision.transforms.functional import pil_to_tensor
+
+from sightline.backbone import OLD_TORCHVISION, load_weights
+from sightline.datasets.structures import Instances
+from sightline.datasets.transforms import resize_exact
+from sightline.detectors import faster_rcnn, faster_rcnn_mobilenet_v3, faster_rcnn_v2
+from sightline.detectors.assignment import Samples, gather
 
 MODELS = {
     "fasterrcnn_resnet50_fpn": (peers.fasterrcnn_resnet50_fpn, faster_rcnn, 2.0),

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+
 from sightline.evaluation import Detections, Truth
 
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+
 from sightline.evaluation import Detections, Truth, evaluate_coco, read_coco_truth, read_results
 from sightline.evaluation.pairs import box_overlap
 

@@ -5,6 +5,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
+
 from sightline.datasets.structures import Instances
 from sightline.evaluation import DetectionCollector, Truth
 

@@ -1,6 +1,7 @@
 """The confusion matrix: a case by hand, and against a slow loop."""
 
 import numpy as np
+
 from sightline.evaluation import Detections, Truth, confusion_matrix
 from sightline.evaluation.pairs import box_overlap
 

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+
 from sightline.datasets.structures import Instances
 from sightline.evaluation.drawing import annotate, colour_of
 

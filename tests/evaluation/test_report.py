@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
 from sightline.evaluation import (

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+
 from sightline.datasets.table import DataError
 from sightline.evaluation import Truth, evaluate_coco, read_coco_truth, read_results, write_results
 

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+
 from sightline.evaluation import Detections, Truth, evaluate_voc
 
 

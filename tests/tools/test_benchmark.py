@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torchvision.models import get_model
+
 from sightline.backbone import WeightsError
 from sightline.datasets.shapes import CATEGORIES, shapes_table
 from sightline.datasets.structures import Instances
@@ -18,8 +21,6 @@ from sightline.tools.benchmark_models import build, has_weights, peers
 from sightline.tools.benchmark_speed import Row, _now, _peak_memory, alternate, detect, pictures, time_models
 from sightline.tools.main import run
 from sightline.training import score
-from torch import nn
-from torchvision.models import get_model
 
 MOBILE = "fasterrcnn_mobilenet_v3_large_fpn"
 

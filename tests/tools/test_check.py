@@ -3,6 +3,7 @@
 import shutil
 
 import pytest
+
 from sightline.datasets.checks import check
 from sightline.tools.check import main
 

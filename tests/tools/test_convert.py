@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+
 from sightline.datasets.readers import read_splits
 from sightline.datasets.table import DataError
 from sightline.tools.convert import convert, main

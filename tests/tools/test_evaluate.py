@@ -26,11 +26,8 @@ def test_coco_oracle(real_data, tmp_path, capsys):
     folder = real_data("map-oracles")
     expected = json.loads((folder / "EXPECTED.json").read_text())["coco-fake100"]
     out = tmp_path / "numbers.json"
-    code = main(
-        ["evaluate", "--predictions", str(folder / expected["dt_bbox"]), "--truth", str(folder / expected["gt"])]
-        + ["--json", str(out)]
-    )
-    assert code == 0
+    files = {"--predictions": folder / expected["dt_bbox"], "--truth": folder / expected["gt"], "--json": out}
+    assert main(["evaluate", *(str(part) for pair in files.items() for part in pair)]) == 0
     numbers = json.loads(out.read_text())
     assert [numbers[key] for key in expected["keys"]] == pytest.approx(expected["bbox"], abs=1e-9)
     assert "0.505" in capsys.readouterr().out
@@ -44,7 +41,19 @@ def test_data_of_other_categories(checkpoint, real_data, capsys):
 
 def test_on_shapes_with_report(checkpoint, tmp_path, capsys):
     report = tmp_path / "report"
-    code = main(["evaluate", checkpoint, "--data", "shapes", "--voc", "--report", str(report), "--json", str(tmp_path / "n.json")])
+    code = main(
+        [
+            "evaluate",
+            checkpoint,
+            "--data",
+            "shapes",
+            "--voc",
+            "--report",
+            str(report),
+            "--json",
+            str(tmp_path / "n.json"),
+        ]
+    )
     assert code == 0
     assert (report / "report.html").exists()
     numbers = json.loads((tmp_path / "n.json").read_text())

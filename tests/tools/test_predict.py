@@ -11,6 +11,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+
 from sightline.datasets.images import read_image, write_image
 from sightline.datasets.shapes import CATEGORIES, draw
 from sightline.datasets.sources import Frame, frames

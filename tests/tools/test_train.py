@@ -44,7 +44,9 @@ def test_leaves_a_run_folder(tmp_path, capsys, forget):
     assert [row["category"] for row in results["per_class"]] == load(folder / "checkpoints/best.ckpt").categories
     with (folder / "metrics.csv").open() as file:
         columns = next(csv.reader(file))
-    assert {"AP", "train/loss_cls", "val/loss_cls", "val/loss_rpn_box", "val/loss_objectness", "val/loss_box"} <= set(columns)
+    assert {"AP", "train/loss_cls", "val/loss_cls", "val/loss_rpn_box", "val/loss_objectness", "val/loss_box"} <= set(
+        columns
+    )
     assert (folder / "checkpoints/last.ckpt").exists()
     assert "<img" in (folder / "report.html").read_text()
 
@@ -74,7 +76,10 @@ MISTAKES = {
     "value": (["--trainer.max_epochs", "many"], "max_epochs"),
     "class": (["--model.detector", "sightline.detectors.faster_rcn"], "faster_rcn"),
     "builder's option": (["--model.detector.init_args.backbon", "resnet18_fpn"], "backbon"),
-    "backbone": (["--model.detector.init_args.backbone", "resnet19_fpn"], "did you mean 'resnet10_narrow_fpn'?|resnet18_fpn"),
+    "backbone": (
+        ["--model.detector.init_args.backbone", "resnet19_fpn"],
+        "did you mean 'resnet10_narrow_fpn'?|resnet18_fpn",
+    ),
     "resume": (["--resume", "runs/nothing"], "no run folder"),
 }
 

@@ -1,6 +1,7 @@
 """A detector and data small enough to train in a second."""
 
 import pytest
+
 from sightline.datasets.data_module import DetectionData, Shapes
 from sightline.detectors import faster_rcnn
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+
 from sightline.datasets.data_module import Shapes
 from sightline.detectors import load
 from sightline.evaluation import evaluate_coco

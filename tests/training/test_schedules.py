@@ -1,6 +1,7 @@
 """Learning rate schedules against values worked out by hand."""
 
 import pytest
+
 from sightline.training import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay
 
 VALUES = {

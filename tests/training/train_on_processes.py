@@ -1,12 +1,13 @@
 """Trains a tiny detector on one or two CPU processes with the same total batch, and saves what came of it.
 
-    python train_on_processes.py PROCESSES OUT
+python train_on_processes.py PROCESSES OUT
 """
 
 import sys
 
 import torch
 from lightning.pytorch import Callback, Trainer
+
 from sightline.datasets.data_module import DetectionData, Shapes
 from sightline.detectors import faster_rcnn
 from sightline.training import DetectionTraining
