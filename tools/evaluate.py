@@ -16,6 +16,7 @@ from sightline.datasets.data_module import DetectionData
 from sightline.datasets.detection import read_picture
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import load
+from sightline.detectors.inference import usable_device
 from sightline.evaluation import (
     ReportInputs,
     evaluate_coco,
@@ -76,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Table]:
-    model = load(arguments.checkpoint, device=arguments.device)
+    model = load(arguments.checkpoint, device=usable_device(arguments.device))
     table = _table(arguments.data, arguments.split)
     if table.problems.counts:
         print(table.problems.summary(), file=sys.stderr)
