@@ -113,8 +113,9 @@ def torchvisions_pool(features, rois, strides):
 @pytest.mark.parametrize("strides", [(16,), PYRAMID])
 def test_pool_equals_torchvisions_in_values_and_gradients(strides):
     features, rois = maps(strides), regions()
-    rois[:, -20:] = rois[:, -20:] * 4 - 100  # large enough for the coarser levels, and one for the coarsest
-    rois[:, -1] = torch.tensor([-250, -300, 350, 300])
+    middle = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / 2
+    for place, side in enumerate((40, 150, 300, 600)):  # one for each level at least
+        rois[:, place] = middle + side / 2 * torch.tensor([-1, -1, 1, 1])
     for level in features:
         level.requires_grad_()
     ours, peers = RoIPool(strides)(features, rois), torchvisions_pool(features, rois, strides)
@@ -144,9 +145,10 @@ class TestBoth:
     @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_half_precision_keeps_the_boxes_exact(self, pool, dtype, layout):
-        """At pixel 803 bfloat16 knows only multiples of four."""
+        """Beyond pixel 512 bfloat16 knows only multiples of four."""
         features = [torch.randn(1, 2, 256 // s, 1024 // s).to(dtype, memory_format=layout) for s in PYRAMID]
-        rois = torch.tensor([[[803.0, 101.0, 813.0, 111.0], [501.0, 3.0, 971.0, 201.0]]])
+        low = torch.rand(1, 200, 2) * torch.tensor([900.0, 200.0])
+        rois = torch.cat([low, low + 100 * torch.rand(1, 200, 2)], dim=-1)
         ours, exact = pool(features, rois), pool([level.float() for level in features], rois)
         assert ours.dtype == dtype
         torch.testing.assert_close(ours.float(), exact, rtol=0.02, atol=0.02)
