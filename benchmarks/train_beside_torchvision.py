@@ -106,8 +106,9 @@ def train(model: Ours | Peer, data: DetectionData, epochs: int, rate: float, dev
             scores = evaluate(model, data, device)
             history.append({"epoch": epoch + 1, "seconds": round(seconds, 1), **scores})
             numbers = " ".join(f"{name} {value:.3f}" for name, value in scores.items())
+            spent = f"{seconds:7.1f} s ({cpu_seconds:.1f} of CPU)"
             print(
-                f"{type(model).__name__:<5} epoch {epoch + 1:>3}  {seconds:7.1f} s ({cpu_seconds:.1f} of CPU)  loss {loss.item():.3f}  {numbers}",
+                f"{type(model).__name__:<5} epoch {epoch + 1:>3}  {spent}  loss {loss.item():.3f}  {numbers}",
                 flush=True,
             )
     return {"seconds": round(seconds, 1), "cpu_seconds": round(cpu_seconds, 1), "history": history, **scores}
