@@ -62,6 +62,8 @@ def plot_training(metrics: str | Path, path: str | Path) -> None:
     """
     panels: dict[str, Series] = {}
     for name, points in read_metrics(metrics).items():
+        if all(value == -1 for value in points[1]):  # a score of objects that the data do not have, such as APl
+            continue
         stage, quantity = _split(name)
         panels.setdefault(quantity, {})[stage] = points
     columns = min(3, max(1, len(panels)))
