@@ -47,6 +47,10 @@ def load_with(
     except TypeError as error:
         raise WeightsError(f"{path} was written by another version of Sightline, whose {error}") from error
     load_weights(model, path, key="state_dict", rename=((r"^detector\.", ""),))
+    if len(about["categories"]) != len(model.categories):
+        raise WeightsError(
+            f"{path} names {len(about['categories'])} categories for a model of {len(model.categories)}; it was changed by hand"
+        )
     model.categories, model.resize = list(about["categories"]), tuple(about["resize"])
     return model.to(device or default_device()).eval()
 

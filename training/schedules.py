@@ -10,7 +10,7 @@ class Schedule:
     """A constant rate after a linear warm-up, and the base of the others.
 
     Args:
-        warmup_steps: optimiser steps over which the rate rises from near zero.
+        warmup_steps: optimiser steps over which the rate rises from near zero; of a short run at most a tenth.
     """
 
     def __init__(self, warmup_steps: int = 0) -> None:
@@ -23,8 +23,8 @@ class Schedule:
             step: optimiser steps taken so far, from 0.
             total: optimiser steps of the whole run.
         """
-        warmup = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return warmup * self.decay(step, total)
+        warmup_steps = min(self.warmup_steps, total // 10)
+        return min(1.0, (step + 1) / max(1, warmup_steps)) * self.decay(step, total)
 
     def decay(self, step: int, total: int) -> float:
         """The factor without the warm-up."""

@@ -152,6 +152,13 @@ def missing_tensors(path):
     described_otherwise(path, state_dict=state)
 
 
+def too_few_names(path):
+    save(tiny(), path)
+    content = torch.load(path)
+    content["sightline"]["categories"] = ["cat"]
+    torch.save(content, path)
+
+
 def no_tensors(path):
     described_otherwise(path, state_dict={})
 
@@ -171,6 +178,7 @@ DAMAGES = [
     (unknown_argument, "another version.*invented_later"),
     (other_classes, "of another shape: roi_heads.box_predictor"),
     (missing_tensors, "missing from the file: rpn.head.cls_logits.weight"),
+    (too_few_names, "names 1 categories for a model of"),
     (no_tensors, "no dictionary of tensors"),
 ]
 

@@ -21,6 +21,10 @@ def test_factor(schedule, values):
         assert schedule.factor(step, 1000) == pytest.approx(expected, rel=1e-4, abs=1e-12)
 
 
+def test_warm_up_is_a_tenth_of_a_short_run_at_most():
+    assert [Schedule(warmup_steps=500).factor(step, 40) for step in range(5)] == [0.25, 0.5, 0.75, 1.0, 1.0]
+
+
 def test_milestones_are_shares():
     with pytest.raises(ValueError, match=r"shares of the run.*\(8, 11\)"):
         StepDecay(milestones=(8, 11))
