@@ -1,10 +1,11 @@
 """Trains our Faster R-CNN and torchvision's on the same pictures, one after the other in one run: AP and seconds of training.
 
     python benchmarks/train_beside_torchvision.py BCCD --train trainval --val test --epochs 24 --min-size 480
-    python benchmarks/train_beside_torchvision.py BCCD --train trainval --val test --epochs 8 --min-size 160 --samples 128
+    python benchmarks/train_beside_torchvision.py BCCD --train trainval --val test --epochs 16 --min-size 240 \\
+        --backbone resnet10_narrow_fpn --head-width 256 --samples 128          # for a CPU
 
-Both start from random weights with a ResNet-18 and a pyramid, and get the same batches, augmentation, sizes, anchors,
-optimiser and schedule; torchvision's model is handed the pictures already resized. Each is scored by the same code, which
+Both start from random weights on backbones of one kind, and get the same batches, augmentation, sizes, anchors, optimiser
+and schedule; torchvision's model is handed the pictures already resized. Each is scored by the same code, which
 equals pycocotools. Seconds are those of the training steps, loading included, without validation;
 of the CPU's too, which other work on the machine disturbs less.
 """
@@ -14,15 +15,16 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
 from torch import nn
-from torchvision.models import resnet18
-from torchvision.models.detection import FasterRCNN
 from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FasterRCNN, FastRCNNPredictor, TwoMLPHead
+from torchvision.ops import MultiScaleRoIAlign
 
+from sightline.backbone import Backbone, build_backbone
 from sightline.datasets.augment import Augment
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.structures import Batch, Instances
@@ -30,15 +32,16 @@ from sightline.detectors import faster_rcnn
 from sightline.evaluation import DetectionCollector, Truth, evaluate_coco
 from sightline.training import StepDecay
 
-SIZES = ((16,), (32,), (64,), (128,), (256,))
-
 
 class Ours(nn.Module):
     """Our model behind the two calls that this file makes."""
 
-    def __init__(self, num_classes: int, samples: int) -> None:
+    def __init__(self, backbone: str, num_classes: int, head_width: int, samples: int) -> None:
         super().__init__()
-        self.model = faster_rcnn("resnet18_fpn", num_classes, norm="batch", anchor_sizes=SIZES, samples=samples)
+        sizes = anchor_sizes(build_backbone(backbone))
+        self.model = faster_rcnn(
+            backbone, num_classes, norm="batch", anchor_sizes=sizes, head_width=head_width, samples=samples
+        )
 
     def loss(self, batch: Batch) -> torch.Tensor:
         return sum(self.model.losses(self.model(batch.images, batch.sizes), batch.targets).values())
@@ -48,19 +51,22 @@ class Ours(nn.Module):
 
 
 class Peer(nn.Module):
-    """torchvision's model behind the same calls."""
+    """torchvision's model, on a backbone of the same kind, behind the same calls."""
 
-    def __init__(self, num_classes: int, samples: int, data: DetectionData) -> None:
+    def __init__(self, backbone: str, num_classes: int, head_width: int, samples: int, resize: tuple[int, int]) -> None:
         super().__init__()
-        layers = {f"layer{i}": str(i - 1) for i in range(1, 5)}
-        backbone = BackboneWithFPN(resnet18(weights=None), layers, [64, 128, 256, 512], 256)
-        low, high = data.resize
+        body = Named(build_backbone(backbone, norm="batch"))
+        sizes = anchor_sizes(body.body)
+        pooled = [str(i) for i, stride in enumerate(body.body.strides) if stride <= 32]
         self.model = FasterRCNN(
-            backbone,
-            num_classes + 1,
-            min_size=low,
-            max_size=high,
-            rpn_anchor_generator=AnchorGenerator(SIZES, ((0.5, 1.0, 2.0),) * 5),
+            body,
+            min_size=resize[0],
+            max_size=resize[1],
+            rpn_anchor_generator=AnchorGenerator(sizes, ((0.5, 1.0, 2.0),) * len(sizes)),
+            box_roi_pool=MultiScaleRoIAlign(pooled, 7, 2),
+            box_head=TwoMLPHead(body.out_channels * 49, head_width),
+            box_predictor=FastRCNNPredictor(head_width, num_classes + 1),
+            box_batch_size_per_image=samples,
         )
 
     def loss(self, batch: Batch) -> torch.Tensor:
@@ -77,6 +83,22 @@ class Peer(nn.Module):
     def _pictures(self, batch: Batch) -> list[torch.Tensor]:
         sizes = batch.sizes.tolist()
         return [image[:, :h, :w].float() / 255 for image, (h, w) in zip(batch.images, sizes, strict=True)]
+
+
+class Named(nn.Module):
+    """A backbone as torchvision's detectors take it."""
+
+    def __init__(self, body: Backbone) -> None:
+        super().__init__()
+        self.body, self.out_channels = body, body.channels[0]
+
+    def forward(self, images: torch.Tensor) -> OrderedDict[str, torch.Tensor]:
+        return OrderedDict((str(i), level) for i, level in enumerate(self.body(images)))
+
+
+def anchor_sizes(backbone: Backbone) -> tuple[tuple[int], ...]:
+    """One size a level, four times its stride."""
+    return tuple((4 * stride,) for stride in backbone.strides)
 
 
 def train(model: Ours | Peer, data: DetectionData, epochs: int, rate: float, device: str) -> dict:
@@ -132,6 +154,10 @@ def main() -> None:
     parser.add_argument("data", help="data set in any known form")
     parser.add_argument("--train", help="the data set's name of the part to train on")
     parser.add_argument("--val", help="the data set's name of the part to score")
+    parser.add_argument(
+        "--backbone", default="resnet18_fpn", help="a name in sightline.backbone.BACKBONES, with a pyramid"
+    )
+    parser.add_argument("--head-width", type=int, default=1024)
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--min-size", type=int, default=480)
     parser.add_argument("--max-size", type=int, default=1333)
@@ -152,9 +178,10 @@ def main() -> None:
     machine = torch.cuda.get_device_name() if device == "cuda" else f"CPU, {torch.get_num_threads()} threads"
     print(f"{machine}, torch {torch.__version__}; train {data.tables['train'].describe()}")
     results = {}
+    shape = (arguments.backbone, data.num_classes, arguments.head_width, arguments.samples)
     makers = {
-        "torchvision": lambda: Peer(data.num_classes, arguments.samples, data),
-        "ours": lambda: Ours(data.num_classes, arguments.samples),
+        "torchvision": lambda: Peer(*shape, data.resize),
+        "ours": lambda: Ours(*shape),
     }
     for name, make in makers.items():
         torch.manual_seed(arguments.seed)

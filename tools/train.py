@@ -25,6 +25,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.table import DataError
@@ -220,6 +221,8 @@ def _started(root: str, argv: list[str]) -> tuple[list[str], Callable[[], RunFol
 def _new_folder(root: str, recipe: str) -> RunFolder:
     # Lightning starts the command anew for each further process; all must write into one folder.
     path = os.environ.get("SIGHTLINE_RUN_FOLDER")
+    if path is None and rank_zero_only.rank:  # under torchrun or SLURM: the first process's folder is broadcast
+        return RunFolder(Path(root) / recipe / "of_the_first_process")
     folder = RunFolder(path) if path else RunFolder.new(root, recipe)
     os.environ["SIGHTLINE_RUN_FOLDER"] = str(folder.path)
     return folder
