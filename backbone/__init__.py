@@ -11,7 +11,14 @@ from collections.abc import Callable
 
 from .fpn import FPN, P6P7, BackboneWithFPN, MaxPoolP6, with_fpn
 from .freeze import freeze_stages, stages
-from .mobilenet_v2 import mobilenet_v2, mobilenet_v2_fpn, mobilenet_v2_tf, mobilenet_v2_tf_fpn
+from .mobilenet_v2 import (
+    mobilenet_v2,
+    mobilenet_v2_fpn,
+    mobilenet_v2_lite_fpn,
+    mobilenet_v2_tf,
+    mobilenet_v2_tf_fpn,
+    mobilenet_v2_tf_lite_fpn,
+)
 from .norms import FrozenBatchNorm2d, Norm, norm_layer
 from .protocol import Backbone, check_backbone
 from .resnet import (
@@ -48,8 +55,10 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet152_fpn": resnet152_fpn,
     "mobilenet_v2": mobilenet_v2,
     "mobilenet_v2_fpn": mobilenet_v2_fpn,
+    "mobilenet_v2_lite_fpn": mobilenet_v2_lite_fpn,
     "mobilenet_v2_tf": mobilenet_v2_tf,
     "mobilenet_v2_tf_fpn": mobilenet_v2_tf_fpn,
+    "mobilenet_v2_tf_lite_fpn": mobilenet_v2_tf_lite_fpn,
     "mobilenet_v3_large_fpn": mobilenet_v3_large_fpn,
     "vgg16": vgg16,
 }
@@ -98,7 +107,7 @@ def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> Non
     load_weights(
         body,
         weights,
-        name=name.split("_fpn")[0],
+        name=name.split("_fpn")[0].removesuffix("_lite"),
         rename=[(r"^features\.", "")] if flat else [],
         allow_unexpected=("fc.", "classifier."),
     )

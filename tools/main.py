@@ -79,6 +79,8 @@ def _quiet() -> None:
         ".*is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    tips.addFilter(lambda record: "Tip:" not in record.getMessage())  # advertisements of other products
 
 
 def _usage() -> str:

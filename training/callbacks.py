@@ -44,7 +44,7 @@ class SaveOnInterrupt(Callback):
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         if self._asked:
-            trainer.save_checkpoint(self.path)
+            trainer.save_checkpoint(self.path, weights_only=False)
             rank_zero_info(f"saved {self.path}")
             raise KeyboardInterrupt
 
