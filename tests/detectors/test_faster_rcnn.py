@@ -294,7 +294,7 @@ def test_learns_two_pictures():
     truth = [Instances(torch.from_numpy(p.boxes), torch.from_numpy(p.labels)) for p in pictures]
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
     history = []
-    for _ in range(70):
+    for _ in range(140):
         loss = total(model.losses(model(images, sizes), Instances.collate(truth)))
         optimizer.zero_grad()
         loss.backward()
