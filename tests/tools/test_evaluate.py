@@ -39,26 +39,17 @@ def test_data_of_other_categories(checkpoint, real_data, capsys):
     assert "does not know raccoon" in capsys.readouterr().err
 
 
-def test_on_shapes_with_report(checkpoint, tmp_path, capsys):
-    report = tmp_path / "report"
-    code = main(
-        [
-            "evaluate",
-            checkpoint,
-            "--data",
-            "shapes",
-            "--voc",
-            "--report",
-            str(report),
-            "--json",
-            str(tmp_path / "n.json"),
-        ]
-    )
-    assert code == 0
+def test_on_shapes_with_report_and_predictions(checkpoint, tmp_path, capsys):
+    report, numbers, found = tmp_path / "report", tmp_path / "numbers.json", tmp_path / "found.json"
+    files = ["--report", str(report), "--json", str(numbers), "--save-predictions", str(found)]
+    assert main(["evaluate", checkpoint, "--data", "shapes", "--voc", *files]) == 0
     assert (report / "report.html").exists()
-    numbers = json.loads((tmp_path / "n.json").read_text())
-    assert numbers.keys() >= {"AP", "AP50", "per_class", "seconds", "voc"}
+    assert json.loads(numbers.read_text()).keys() >= {"AP", "AP50", "per_class", "seconds", "voc"}
     assert "Pascal VOC" in capsys.readouterr().out
+    rows = json.loads(found.read_text())
+    assert {row["category_id"] for row in rows} <= set(range(1, 7))
+    assert {row["image_id"] for row in rows} <= set(range(1, 201))
+    assert len(rows) > 0
 
 
 MISTAKES = {
