@@ -13,7 +13,7 @@ import torch
 from torch.utils.data import Sampler
 
 from .structures import Batch, Instances, Sample
-from .transforms import to_hwc
+from .transforms import Resize, to_hwc
 
 
 class Key(NamedTuple):
@@ -24,7 +24,21 @@ class Key(NamedTuple):
     frame: tuple[int, int]  # (H, W) of its batch
 
 
-def frame_sizes(shapes: np.ndarray, limit: int = 6, multiple: int = 32) -> np.ndarray:
+STRIDE = 32  # what a frame's sides are multiples of: the largest stride of the usual networks
+
+
+def frame_for(shape: Sequence[int], resize: Resize) -> tuple[int, int]:
+    """The frame (H, W) of one picture that reaches the network as `shape`: without padding where `resize` is exact."""
+    multiple = frame_multiple(resize)
+    return -(-shape[0] // multiple) * multiple, -(-shape[1] // multiple) * multiple
+
+
+def frame_multiple(resize: Resize) -> int:
+    """What the sides of frames are multiples of, for pictures brought to size by `resize`."""
+    return 1 if len(resize) == 3 and resize[2] else STRIDE
+
+
+def frame_sizes(shapes: np.ndarray, limit: int = 6, multiple: int = STRIDE) -> np.ndarray:
     """Few frames that hold all pictures with little padding.
 
     Starting from every picture's own size rounded up, the two frames whose union adds least padding are merged until
@@ -33,7 +47,7 @@ def frame_sizes(shapes: np.ndarray, limit: int = 6, multiple: int = 32) -> np.nd
     Args:
         shapes: (I, 2), (height, width) as they reach the network, at least one.
         limit: frames at most; a compiled network is specialised to each.
-        multiple: what a frame's sides are multiples of, the network's largest stride.
+        multiple: what a frame's sides are multiples of.
 
     Returns:
         (F, 2) int64, F <= limit, ascending by area.

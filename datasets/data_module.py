@@ -12,12 +12,12 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from .augment import Augment
-from .batching import frame_sizes
+from .batching import frame_multiple, frame_sizes
 from .detection import DetectionDataset, Loader, loader_for
 from .readers import read_splits
 from .shapes import shapes_table
 from .table import DataError, Table
-from .transforms import resize_shape
+from .transforms import Resize, resize_shape
 
 
 @dataclass(frozen=True)
@@ -56,10 +56,12 @@ class DetectionData(LightningDataModule):
         val_split: str | None = None,
         min_size: int = 128,
         max_size: int = 256,
+        exact: bool = False,
         num_workers: int | None = None,
         augment: Augment | None = _AUGMENT,
         seed: int = 0,
         cache: bool = False,
+        largest: int | None = None,
         shapes: Shapes = _SHAPES,
     ) -> None:
         """
@@ -70,20 +72,27 @@ class DetectionData(LightningDataModule):
             val_split: what it calls the part to validate on, e.g. "test"; null finds it or sets pictures aside.
             min_size: length in pixels that the short side of a picture is brought to ...
             max_size: ... unless the long side would grow beyond this.
+            exact: bring every picture to min_size x max_size (height x width) instead, whatever its shape.
             num_workers: processes that load pictures; 0 loads in the main process, null chooses by the machine's cores.
             augment: random changes to training pictures; null for none.
             seed: of the order of pictures, of their random changes, and of the built-in pictures.
             cache: keep all decoded, resized pictures in shared memory; for small sets.
+            largest: keep only so many of the largest objects of every picture, and leave out pictures without any: for
+                models that give a fixed number of answers; null keeps all.
             shapes: what to draw when `path` is "shapes".
         """
         super().__init__()
-        if min_size < 1 or max_size < min_size:
+        if min_size < 1 or max_size < 1 or (max_size < min_size and not exact):
             raise DataError(f"need 1 <= min_size <= max_size, got min_size {min_size} and max_size {max_size}")
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
-        self.path, self.batch_size, self.resize = path, batch_size, (min_size, max_size)
+        self.path, self.batch_size = path, batch_size
+        self.resize: Resize = (min_size, max_size, True) if exact else (min_size, max_size)
         self.num_workers = default_workers() if num_workers is None else num_workers
         self.augment, self.seed, self.cache, self.shapes = augment, seed, cache, shapes
+        if largest is not None and largest < 1:
+            raise DataError(f"largest must be at least 1 object a picture, got {largest}")
+        self.largest = largest
         self.train_split, self.val_split = train_split, val_split
         self._told = False
 
@@ -94,6 +103,13 @@ class DetectionData(LightningDataModule):
         Raises:
             DataError: they cannot be read or repaired; the message lists everything that is wrong.
         """
+        tables = self._read()
+        if self.largest is None:
+            return tables
+        kept = {id(table): table.largest(self.largest) for table in tables.values()}  # one table may be two splits
+        return {name: kept[id(table)] for name, table in tables.items()}
+
+    def _read(self) -> dict[str, Table]:
         if self.path == "shapes":
             if self.train_split or self.val_split:
                 raise DataError("the built-in shapes have fixed splits; leave train_split and val_split out")
@@ -147,7 +163,7 @@ class DetectionData(LightningDataModule):
             dataset,
             self.batch_size,
             train=train,
-            frames=self.frames,
+            frames=self.frames if dataset.out_shapes is dataset.shapes else None,
             num_workers=self.num_workers,
             rank=rank,
             world_size=world_size,
@@ -157,7 +173,8 @@ class DetectionData(LightningDataModule):
     def frames(self) -> np.ndarray:
         """(F, 2): the sizes that batches are padded to, shared by the splits, so that a network is compiled for few."""
         sizes = np.concatenate([table.sizes for table in self.tables.values()])
-        return frame_sizes(np.array([resize_shape(*size, *self.resize) for size in sizes.tolist()]))
+        shapes = np.array([resize_shape(*size, *self.resize) for size in sizes.tolist()])
+        return frame_sizes(shapes, multiple=frame_multiple(self.resize))
 
 
 def default_workers() -> int:

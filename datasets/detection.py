@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_sizes
+from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_multiple, frame_sizes
 from .images import read_image
 from .shapes import read_shapes
 from .structures import Batch, ImageInfo, Instances, Sample
 from .table import DataError, Table
-from .transforms import from_hwc, resize_image, resize_instances, resize_shape
+from .transforms import Resize, from_hwc, resize_image, resize_instances, resize_shape
 
 
 class DetectionDataset(Dataset):
@@ -35,7 +35,7 @@ class DetectionDataset(Dataset):
         self,
         table: Table,
         *,
-        resize: tuple[int, int],
+        resize: Resize,
         augment: Callable[[Sample, np.random.Generator], Sample] | None = None,
         seed: int = 0,
         cache: bool = False,
@@ -43,8 +43,10 @@ class DetectionDataset(Dataset):
         """
         Args:
             table: the annotations.
-            resize: (min_size, max_size), of the short and the long side in pixels, see `transforms.resize_shape`.
-            augment: a random change that makes no picture larger, such as `augment.Augment()`; None for evaluation.
+            resize: (min_size, max_size) of the short and the long side in pixels, or (height, width, True) for exactly
+                that size, see `transforms.resize_shape`.
+            augment: a random change that makes no picture larger, such as `augment.Augment()`, or that brings all to its
+                `size` (height, width), such as `crops.ScaleCrop()`; None for evaluation.
             seed: of the random changes.
             cache: keep the resized pictures in memory shared by all workers; for sets that fit there.
         """
@@ -55,6 +57,9 @@ class DetectionDataset(Dataset):
         self.augment, self.seed = augment, seed
         self.shapes = np.array([resize_shape(*size, *resize) for size in table.sizes.tolist()])  # (I, 2)
         self._offsets = table.offsets
+        size = getattr(augment, "size", None)  # of what comes out, where that is the same for all
+        self.out_shapes = self.shapes if size is None else np.tile(np.array(size), (len(table), 1))
+        self.frame_multiple = frame_multiple(resize) if size is None else 1
         self._cache = _Cache(self.shapes) if cache else None
 
     def __len__(self) -> int:
@@ -195,8 +200,8 @@ def loader_for(
     """
     if num_workers > 0 and dataset.augment is not None:
         dataset[0]  # what augmentation imports on first use is imported once, here, not by every worker
-    frames = frame_sizes(dataset.shapes) if frames is None else frames
-    membership = assign_frames(dataset.shapes, frames)
+    frames = frame_sizes(dataset.out_shapes, multiple=dataset.frame_multiple) if frames is None else frames
+    membership = assign_frames(dataset.out_shapes, frames)
     sampler = BucketBatchSampler(
         frames, membership, batch_size, train=train, seed=dataset.seed, rank=rank, world_size=world_size
     )

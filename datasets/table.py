@@ -6,6 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -131,20 +132,32 @@ class Table:
         rows, offsets = np.asarray(rows, np.int64), self.offsets
         counts = offsets[rows + 1] - offsets[rows]
         objects = np.concatenate([np.arange(offsets[r], offsets[r + 1]) for r in rows] or [np.empty(0, np.int64)])
-        return replace(
-            self,
-            paths=[self.paths[r] for r in rows],
-            image_ids=self.image_ids[rows],
-            sizes=self.sizes[rows],
-            image=np.repeat(np.arange(len(rows)), counts),
-            boxes=self.boxes[objects],
-            labels=self.labels[objects],
-            area=self.area[objects],
-            crowd=self.crowd[objects],
-            difficult=self.difficult[objects],
-            segmentations=None if self.segmentations is None else [self.segmentations[k] for k in objects],
-            captions=None if self.captions is None else [self.captions[r] for r in rows],
-        )
+        columns = self._columns(objects) | {
+            "paths": [self.paths[r] for r in rows],
+            "image_ids": self.image_ids[rows],
+            "sizes": self.sizes[rows],
+            "image": np.repeat(np.arange(len(rows)), counts),
+            "captions": None if self.captions is None else [self.captions[r] for r in rows],
+        }
+        return replace(self, **columns)
+
+    def select_objects(self, objects: np.ndarray) -> Table:
+        """The same images with only these objects (row numbers, sorted by image)."""
+        return replace(self, **self._columns(objects))
+
+    def _columns(self, objects: np.ndarray) -> dict[str, Any]:
+        """All columns of objects, at these rows."""
+        columns = ("image", "boxes", "labels", "area", "crowd", "difficult")
+        segmentations = None if self.segmentations is None else [self.segmentations[k] for k in objects]
+        return {name: getattr(self, name)[objects] for name in columns} | {"segmentations": segmentations}
+
+    def largest(self, count: int) -> Table:
+        """The images with objects, each with its `count` objects of largest area alone; crowds are no objects."""
+        rows = np.flatnonzero(~self.crowd)
+        order = rows[np.lexsort((-self.area[rows], self.image[rows]))]
+        rank = np.arange(len(order)) - np.searchsorted(self.image[order], self.image[order])
+        kept = np.sort(order[rank < count])
+        return self.select_objects(kept).select(np.unique(self.image[kept]))
 
     def describe(self) -> str:
         """One line: images, objects, categories."""

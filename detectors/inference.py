@@ -10,15 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..datasets.batching import collate
+from ..datasets.batching import collate, frame_for
 from ..datasets.sources import Frame, frames
 from ..datasets.structures import ImageInfo, Instances, Sample
 from ..datasets.table import DataError
 from ..datasets.transforms import from_hwc, resize
 from .checkpoint import default_device
 from .model import Detector
-
-STRIDE = 32  # frames are multiples of it, as in training
 
 
 def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Sample]:
@@ -48,7 +46,7 @@ def find(model: Detector, image: Tensor, *, score: float = 0.5) -> Instances:
     """The objects in one picture (3, H, W) uint8 RGB, in its pixels, on the CPU, best first; `score` as for `run`."""
     nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     sample = resize(Sample(image, nothing, ImageInfo(0, "picture", tuple(image.shape[1:]))), *model.resize)
-    batch = collate([sample], tuple(-(-side // STRIDE) * STRIDE for side in sample.image.shape[1:]))
+    batch = collate([sample], frame_for(sample.image.shape[1:], model.resize))
     device = next(model.parameters()).device
     with evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
         found = model.detect(batch.images.to(device), batch.sizes.to(device)).to("cpu")

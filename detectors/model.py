@@ -26,15 +26,20 @@ class Detector(nn.Module):
 
     Attributes:
         categories: C names, in the order of the labels.
-        resize: (shorter side, longer side at most) that pictures are brought to before they reach the model.
+        task: "detection", "classification" (an object is the whole picture), "localization" (one answer, or a fixed
+            number) or "reconstruction" (nothing is found): how its answers are scored.
+        resize: what pictures are brought to before they reach the model: (shorter side, longer side at most), or
+            (height, width, True) for exactly that size.
         architecture: the builder's name and arguments, from which `load` makes the model anew.
     """
+
+    task = "detection"
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
         super().__init__()
         self.normalize = Normalize(mean, std)
         self.categories = [f"class {i}" for i in range(num_classes)]
-        self.resize = (800, 1333)
+        self.resize: tuple[int, int] | tuple[int, int, bool] = (800, 1333)
         self.architecture: dict[str, Any] | None = None
 
     def forward(self, images: Tensor, sizes: Tensor) -> Any:

@@ -5,6 +5,7 @@ from .collector import DetectionCollector
 from .confidence import ConfidenceCurves, ImageErrors, confidence_curves, image_errors
 from .confusion import confusion_matrix
 from .drawing import draw_comparison
+from .localization import LocalizationResult, evaluate_localization
 from .plots import plot_confidence, plot_confusion, plot_precision_recall
 from .records import Detections, Truth
 from .report import ReportInputs, write_report

@@ -16,14 +16,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from sightline.datasets.batching import collate
+from sightline.datasets.batching import STRIDE, collate
 from sightline.datasets.detection import read_picture
 from sightline.datasets.shapes import shapes_table
 from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
 from sightline.datasets.table import Table
 from sightline.datasets.transforms import from_hwc, resize_image
 from sightline.detectors import Detector
-from sightline.detectors.inference import STRIDE
 from sightline.tools.benchmark_models import build
 
 WARM_UP = 2  # rounds before any is timed

@@ -31,7 +31,7 @@ from sightline.datasets.data_module import DetectionData
 from sightline.datasets.table import DataError
 from sightline.detectors import load
 from sightline.tools.main import run
-from sightline.training import DetectionTraining, SaveOnInterrupt, StagedUnfreezing, score
+from sightline.training import MONITORS, DetectionTraining, SaveOnInterrupt, StagedUnfreezing, score
 from sightline.training.metrics import ContinuedCSVLogger
 from sightline.training.run_folder import RunFolder
 
@@ -59,7 +59,7 @@ class RunOptions:
 
     Args:
         ema: decay of a moving average of the weights (0.999, say), which is then validated and saved; null for none.
-        patience: stop after so many validations without a better AP; null to go on to the end.
+        patience: stop after so many validations without a better score; null to go on to the end.
         unfreeze: epochs at each of which one more stage of the backbone is trained, from the last downwards.
         tensorboard: log to TensorBoard too.
     """
@@ -144,7 +144,9 @@ class TrainCLI(LightningCLI):
         parser = LightningArgumentParser()
         parser.add_class_arguments(DetectionData, "data")
         self._data = parser.instantiate_classes(Namespace(data=self.config.data)).data
-        self.config.model.detector.init_args.num_classes = self._data.num_classes
+        arguments = self.config.model.detector.init_args
+        if "num_classes" in arguments:  # what learns without labels has none
+            arguments.num_classes = self._data.num_classes
 
     def after_instantiate_classes(self) -> None:
         self.datamodule = self._data  # the one that has read the annotations already
@@ -161,14 +163,15 @@ class TrainCLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def _callbacks(self, options: RunOptions, folder: RunFolder) -> list[Callback]:
+        name, mode = MONITORS[self.model.detector.task]
         best = ModelCheckpoint(
-            folder.checkpoints, "best", monitor="AP", mode="max", save_last=True, enable_version_counter=False
+            folder.checkpoints, "best", monitor=name, mode=mode, save_last=True, enable_version_counter=False
         )
         callbacks: list[Callback] = [best, SaveOnInterrupt(folder.last), LearningRateMonitor("epoch")]
         if options.ema is not None:
             callbacks.append(EMAWeightAveraging(decay=options.ema))
         if options.patience is not None:
-            callbacks.append(EarlyStopping("AP", mode="max", patience=options.patience, min_delta=0.0))
+            callbacks.append(EarlyStopping(name, mode=mode, patience=options.patience, min_delta=0.0))
         if options.unfreeze is not None:
             callbacks.append(StagedUnfreezing(options.unfreeze))
         return callbacks
@@ -191,6 +194,9 @@ class TrainCLI(LightningCLI):
     def _finish(self, seconds: float) -> None:
         folder, table = self.folder, self.datamodule.tables["val"]
         if not folder.best.exists():  # Lightning's fast_dev_run saves nothing
+            return
+        if self.model.detector.task == "reconstruction":
+            print(f"\ntrained in {seconds:.0f} s; the pre-trained weights are in {folder.best}")
             return
         model = load(folder.best, device=self.model.device)
         workers = self.datamodule.num_workers

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from ..datasets.structures import Batch
 from ..detectors.model import Detector
-from ..evaluation import CocoResult, DetectionCollector, Detections, Truth, evaluate_coco
+from ..evaluation import DetectionCollector, Detections, Truth
 from .optimizer import configure
 from .schedules import Schedule, StepDecay
+from .tasks import MONITORS, Result, evaluate
 
 
 def _sgd(params: Any) -> torch.optim.Optimizer:
@@ -29,8 +30,8 @@ class TrainingError(ValueError):
 class DetectionTraining(LightningModule):
     """One Lightning module for every detector.
 
-    Logs each loss by name for training and validation ("train/loss_box", "val/loss_box", …), and COCO's numbers ("AP",
-    "AP50", …) after each validation.
+    Logs each loss by name for training and validation ("train/loss_box", "val/loss_box", …), and the scores of the
+    model's task ("AP", "AP50", …) after each validation.
 
     Attributes:
         result: the last validation's scores; None before the first.
@@ -60,7 +61,7 @@ class DetectionTraining(LightningModule):
         self.detector, self.optimizer = detector, optimizer
         self.schedule = schedule or StepDecay(warmup_steps=100)
         self.backbone_rate, self.max_dets = backbone_rate, tuple(max_dets)
-        self.result: CocoResult | None = None
+        self.result: Result | None = None
         self.truth: Truth | None = None
         self.detections: Detections | None = None
         self._seed = 0
@@ -106,12 +107,16 @@ class DetectionTraining(LightningModule):
         # With `--trainer.limit_val_batches` only part of the split was seen.
         self.truth = Truth.from_table(data.tables["val"]).only(collector.image_ids)
         self.detections = collector.detections(self.truth)
-        self.result = evaluate_coco(self.truth, self.detections, self.detector.categories, max_dets=self.max_dets)
         # Every process computes the same numbers from what was gathered; Lightning has nothing to reduce.
         losses = {f"val/{name}": value for name, value in _mean_over_processes(self._val_losses).items()}
-        scores = self.result.summary()
-        self.log_dict({"val/loss": sum(losses.values()), "AP": scores.pop("AP")}, prog_bar=True)
-        self.log_dict(losses | scores)
+        losses["val/loss"] = sum(losses.values())
+        task, categories = self.detector.task, self.detector.categories
+        if task != "reconstruction":
+            self.result = evaluate(task, self.truth, self.detections, categories, max_dets=self.max_dets)
+        scores = losses | (self.result.summary() if self.result else {})
+        shown = {"val/loss", MONITORS[task].name}
+        self.log_dict({name: value for name, value in scores.items() if name in shown}, prog_bar=True)
+        self.log_dict({name: value for name, value in scores.items() if name not in shown})
 
     def configure_optimizers(self) -> dict[str, Any]:
         return configure(self.detector, self.optimizer, self.schedule, self._total_steps(), self.backbone_rate)

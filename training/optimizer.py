@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from ..backbone import stages
 from .schedules import Schedule
 
 
@@ -18,7 +19,9 @@ def configure(
     total_steps: int,
     backbone_rate: float,
 ) -> dict[str, Any]:
-    """An optimiser with the backbone in a group of its own, and the schedule applied at every step.
+    """An optimiser with the backbone's stages in a group of their own, and the schedule applied at every step.
+
+    What lies above the stages (a pyramid, a classifier's last layer) starts from random weights, as the rest does.
 
     All parameters are handed over, frozen ones too: without a gradient an optimiser leaves them alone, and later stages of
     a fine-tuning may unfreeze them.
@@ -28,12 +31,12 @@ def configure(
         make: parameter groups to an optimiser.
         schedule: factors of the rate.
         total_steps: optimiser steps of the run.
-        backbone_rate: factor of the backbone's rate.
+        backbone_rate: factor of the rate of the backbone's stages.
     """
-    backbone = list(model.backbone.parameters())
-    known = set(map(id, backbone))
+    staged = [parameter for name, group in stages(model.backbone)[::-1] if name != "head" for parameter in group]
+    known = set(map(id, staged))
     rest = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    optimizer = make([{"params": backbone}, {"params": rest}])
+    optimizer = make([{"params": staged}, {"params": rest}])
     optimizer.param_groups[0]["lr"] *= backbone_rate
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: schedule.factor(step, total_steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

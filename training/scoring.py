@@ -12,7 +12,8 @@ from tqdm import tqdm
 from ..datasets.detection import DetectionDataset, Loader, loader_for
 from ..datasets.table import DataError, Table
 from ..detectors.model import Detector
-from ..evaluation import CocoResult, DetectionCollector, Detections, Truth, evaluate_coco
+from ..evaluation import DetectionCollector, Detections, Truth
+from .tasks import Result, evaluate
 
 
 @dataclass
@@ -21,17 +22,17 @@ class Scored:
 
     Attributes:
         truth, detections: in the original pictures' pixels; labels are the data set's.
-        result: COCO's scores.
+        result: the scores, of the model's task.
         seconds: wall-clock time of loading and detecting.
     """
 
     truth: Truth
     detections: Detections
-    result: CocoResult
+    result: Result
     seconds: float
 
     def to_dict(self) -> dict:
-        """AP, AP50, … at the top, then "per_class" and "seconds": the content of every results.json."""
+        """The summary (AP, AP50, … or the errors) at the top, then "per_class" and "seconds": a results.json."""
         return self.result.summary() | {"per_class": self.result.per_class(), "seconds": round(self.seconds, 2)}
 
 
@@ -44,7 +45,7 @@ def score(
     max_dets: tuple[int, ...] = (1, 10, 100),
     progress: bool = True,
 ) -> Scored:
-    """Runs a detector over a data set and scores it as COCO does.
+    """Runs a detector over a data set and scores it: as COCO does, or by the errors of its task.
 
     Args:
         model: a detector whose category names include the data set's.
@@ -66,7 +67,8 @@ def score(
     found = collector.detections(truth)
     labels = to_data[found.labels]
     found = Detections(found.image, found.boxes, labels, found.scores).select(labels >= 0)
-    return Scored(truth, found, evaluate_coco(truth, found, table.categories, max_dets=max_dets), seconds)
+    result = evaluate(model.task, truth, found, table.categories, max_dets=max_dets)
+    return Scored(truth, found, result, seconds)
 
 
 @torch.inference_mode()

@@ -9,7 +9,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
 from sightline.datasets import data_module
-from sightline.datasets.augment import Augment
+from sightline.datasets.augment import Augment, crop
 from sightline.datasets.data_module import DetectionData, Shapes, default_workers
 from sightline.datasets.shapes import CATEGORIES, shapes_table
 from sightline.datasets.table import DataError
@@ -174,7 +174,7 @@ def test_shapes_have_no_splits_to_choose():
         _ = make_data(train_split="trainval").tables
 
 
-@pytest.mark.parametrize("bad", [{"min_size": 0}, {"min_size": 64, "max_size": 32}, {"batch_size": 0}])
+@pytest.mark.parametrize("bad", [{"min_size": 0}, {"min_size": 64, "max_size": 32}, {"batch_size": 0}, {"largest": 0}])
 def test_impossible_options_are_named(bad):
     with pytest.raises(DataError, match=next(iter(bad))):
         make_data(**bad)
@@ -197,3 +197,40 @@ def test_real_pictures(real_data):
     assert 0 < valid.sum() < valid.numel()
     sizes = batch.sizes.flip(1).repeat(1, 2)[:, None].expand_as(batch.targets.boxes)
     assert (batch.targets.boxes <= sizes + 1e-3)[valid].all()
+
+
+def test_exact_pictures_have_no_padding(real_data):
+    data = make_data(path=str(real_data("raccoon")), exact=True, min_size=40, max_size=56)
+    batch = next(iter(data.val_dataloader()))
+    assert batch.images.shape[2:] == (40, 56)
+    assert batch.sizes.tolist() == [[40, 56]] * len(batch)
+    table = data.tables["val"]
+    for i, info in enumerate(batch.infos):  # boxes map back to where they were, along each axis by its own scale
+        row = table.paths.index(info.path)
+        expected = torch.from_numpy(table.boxes[table.image == row])
+        torch.testing.assert_close(batch.targets[i].to_original(info).boxes, expected, rtol=0, atol=1e-3)
+
+
+class Quarter:
+    """The upper left quarter of every picture, whatever its size."""
+
+    size = (10, 12)
+
+    def __call__(self, sample, rng):
+        return crop(sample, (0, 0), self.size)
+
+
+def test_an_augmentation_of_one_size_needs_no_larger_frame():
+    data = make_data(augment=Quarter())
+    assert next(iter(data.train_dataloader())).images.shape[2:] == (10, 12)
+    assert next(iter(data.val_dataloader())).images.shape[2:] == (32, 32)
+
+
+def test_only_the_largest_objects():
+    whole, one = make_data().tables["train"], make_data(largest=1).tables["train"]
+    assert len(one) == len(whole) == len(one.image)
+    for row in range(len(whole)):
+        rows = np.flatnonzero(whole.image == row)
+        best = rows[whole.area[rows].argmax()]
+        assert one.boxes[row].tolist() == whole.boxes[best].tolist()
+        assert one.labels[row] == whole.labels[best]

@@ -96,3 +96,11 @@ def test_no_problems_have_no_summary():
 def test_nearest():
     assert nearest("persn", ["person", "dog"]) == "; did you mean 'person'?"
     assert nearest("xyz", ["person", "dog"]) == ""
+
+
+def test_largest_objects_of_each_picture():
+    few = table((0, 0, 0, 2, 2), area=np.array([3.0, 9, 5, 1, 7]), crowd=np.array([0, 0, 0, 0, 1], bool)).largest(2)
+    assert few.paths == ["a.jpg", "c.jpg"]  # without the picture that has no object
+    assert few.image.tolist() == [0, 0, 1]
+    assert few.area.tolist() == [9, 5, 1]  # nor the crowd
+    assert few.segmentations == [[1], [2], [3]]
