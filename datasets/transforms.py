@@ -23,7 +23,8 @@ Resize = tuple[int, int] | tuple[int, int, bool]
 def resize_shape(height: int, width: int, min_size: int, max_size: int, exact: bool = False) -> tuple[int, int]:
     """(height, width) at which the short side is `min_size`, or the long side `max_size` if that is smaller.
 
-    With `exact` it is (min_size, max_size) whatever the picture's shape, for networks of one input size. Else it rounds as `torchvision.models.detection.transform.GeneralizedRCNNTransform` does: down, after a float64 product.
+    With `exact` it is (min_size, max_size) whatever the picture's shape, for networks of one input size. Else it rounds
+    as `torchvision.models.detection.transform.GeneralizedRCNNTransform` does: down, after a float64 product.
     """
     if exact:
         return min_size, max_size
