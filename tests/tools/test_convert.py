@@ -1,9 +1,15 @@
 """The command that writes a data set in another form."""
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
-from sightline.datasets.readers import read_splits
+from sightline.datasets.coco import write_coco
+from sightline.datasets.folders import Crops, FolderSource
+from sightline.datasets.images import write_image
+from sightline.datasets.readers import read, read_splits
 from sightline.datasets.table import DataError
 from sightline.tools.convert import convert, main
 
@@ -64,7 +70,7 @@ def test_errors(real_data, tmp_path, capsys):
         ((real_data("coco"), "voc", tmp_path / "full"), "not empty"),
         ((real_data("coco"), "voc", tmp_path / "full" / "file"), "not empty"),
         ((tmp_path / "nothing", "voc", tmp_path / "new"), "no such file or folder"),
-        ((real_data("coco"), "kitti", tmp_path / "new"), "known are coco, voc, yolo"),
+        ((real_data("coco"), "kitti", tmp_path / "new"), "known are coco, voc, yolo, folders"),
     ]:
         with pytest.raises(DataError, match=message):
             convert(*arguments)
@@ -73,3 +79,96 @@ def test_errors(real_data, tmp_path, capsys):
     assert main([str(tmp_path / "nothing"), "--to", "voc", "--out", str(tmp_path / "new")]) == 1
     assert "error: " in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
+
+
+def counts(table):
+    return dict(zip(table.categories, np.bincount(table.labels, minlength=len(table.categories)).tolist(), strict=True))
+
+
+def test_crops_of_the_commonest_objects(real_data, tmp_path, capsys):
+    options = ["--crops", "--min-side", "16", "--commonest", "5", "--margin", "0.1"]
+    assert main([str(real_data("coco")), "--to", "folders", "--out", str(tmp_path / "out"), *options]) == 0
+    assert "crowd is no single object (left out)" in capsys.readouterr().out
+    source = FolderSource(tmp_path / "out")
+    assert source.splits == ["train", "val"]
+    before = {split: read(real_data("coco"), split) for split in ("train", "val")}
+    alone = {split: table.select_objects(np.flatnonzero(~table.crowd)) for split, table in before.items()}
+    commonest = sorted(counts(alone["train"]).items(), key=lambda item: -item[1])[:5]
+    for split, table in alone.items():
+        sides = (table.boxes[:, 2:] - table.boxes[:, :2]).min(axis=1)
+        expected = counts(table.select_objects(np.flatnonzero(sides >= 16)))
+        assert counts(source.read(split)) == {name: expected[name] for name, _ in sorted(commonest)}
+        assert not source.read(split).problems.counts
+
+
+def test_named_categories_keep_their_ids_and_all_pictures(real_data, tmp_path):
+    written = convert(real_data("coco"), "coco", tmp_path / "out", link=True, categories=["dog", "person"])
+    before, after = (read_splits(path) for path in (real_data("coco"), tmp_path / "out"))
+    for split, table in after.items():
+        assert table.categories == written[split].categories == ["person", "dog"]  # the data set's order
+        assert table.category_ids.tolist() == [1, 18]
+        assert len(table) == len(before[split])
+        assert counts(table) == {name: counts(before[split])[name] for name in ("person", "dog")}
+
+
+def whole_pictures(folder):
+    """A COCO json whose objects are whole pictures, of classes in no order of names; the last picture has none."""
+    rng = np.random.default_rng(0)
+    for split, names in (("train", "abcdef"), ("val", "ghij")):
+        for name in names:
+            write_image(folder / "in" / f"{name}.png", rng.integers(0, 256, (9, 7 + ord(name) % 3, 3), np.uint8))
+        boxes = [[0, 0, 7 + ord(name) % 3, 9] for name in names[:-1]]
+        document = {
+            "images": [{"id": row, "file_name": f"{name}.png"} for row, name in enumerate(names)],
+            "annotations": [{"id": r, "image_id": r, "category_id": r % 3, "bbox": box} for r, box in enumerate(boxes)],
+            "categories": [{"id": row, "name": name} for row, name in enumerate(("cat", "ant", "bee"))],
+        }
+        (folder / "in" / f"instances_{split}.json").write_text(json.dumps(document))
+    return folder / "in"
+
+
+@pytest.mark.parametrize("link", [False, True])
+def test_whole_pictures_go_around_the_circle(tmp_path, link):
+    before = read_splits(whole_pictures(tmp_path))
+    written = convert(tmp_path / "in", "folders", tmp_path / "out", link=link)
+    source = FolderSource(tmp_path / "out")
+    write_coco(source.read("train"), tmp_path / "again" / "instances_train.json")
+    convert(tmp_path / "again", "folders", tmp_path / "last")
+    for split, last in (("train", FolderSource(tmp_path / "last").read("train")), ("val", source.read("val"))):
+        classes = {Path(last.paths[i]).stem: last.categories[k] for i, k in zip(last.image, last.labels, strict=True)}
+        table = before[split]
+        expected = {
+            Path(table.paths[i]).stem: table.categories[k] for i, k in zip(table.image, table.labels, strict=True)
+        }
+        assert classes == expected
+        assert written[split].categories == last.categories == ["ant", "bee", "cat"]
+        for path in source.read(split).paths:
+            assert Path(path).is_symlink() == link
+            assert Path(path).read_bytes() == (tmp_path / "in" / Path(path).name).read_bytes()
+
+
+def test_errors_of_folders_and_categories(real_data, tmp_path, capsys):
+    coco, out = real_data("coco"), tmp_path / "new"
+    for to, options, message in [
+        ("folders", {}, r"write the objects' crops instead \(--crops\)"),
+        ("voc", {"crops": Crops()}, "--to folders, not voc"),
+        ("folders", {"crops": Crops(), "link": True}, "leave --link out"),
+        ("coco", {"categories": ["dog", "preson"]}, r"no category 'preson' in the data set; did you mean 'person'\?"),
+        ("coco", {"categories": 0}, "cannot keep the 0 commonest categories: 80 have objects"),
+        ("coco", {"categories": 81}, "cannot keep the 81 commonest"),
+    ]:
+        with pytest.raises(DataError, match=message):
+            convert(coco, to, out, **options)
+        assert not out.exists()
+    for options, message in [(["--margin", "0.1"], "--margin is of crops"), (["--min-side", "9"], "--min-side is of")]:
+        assert main([str(coco), "--to", "folders", "--out", str(out), *options]) == 1
+        assert message in capsys.readouterr().err
+    with pytest.raises(DataError, match=r"train: no object is left to write\s.*under 9999 pixels"):
+        convert(real_data("raccoon"), "folders", out, crops=Crops(min_side=9999))
+
+
+def test_commonest_are_counted_on_the_training_split(real_data, tmp_path):
+    written = convert(real_data("coco"), "folders", tmp_path / "out", split="val", categories=3, crops=Crops())
+    train = counts(read(real_data("coco"), "train"))
+    assert set(written["val"].categories) <= set(sorted(train, key=train.get)[-4:])
+    assert written.keys() == {"val"}
