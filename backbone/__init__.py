@@ -1,6 +1,7 @@
 """Pixels to feature maps. `build_backbone("resnet50_fpn")` gives one by name; `wrap` makes one of any network.
 
-Every builder is a function of one keyword, `norm`: channels to a normalisation layer (`norms.norm_layer`).
+`build_classifier("vgg16", 20)` gives the networks with their last layers on: images to logits. Every builder of a backbone
+is a function of one keyword, `norm`: channels to a normalisation layer (`norms.norm_layer`).
 """
 
 from __future__ import annotations
@@ -9,8 +10,13 @@ import difflib
 import os
 from collections.abc import Callable
 
+from .alexnet import alexnet, alexnet_2012
+from .classifiers import CLASSIFIERS, TOPS, build_classifier
 from .fpn import FPN, P6P7, BackboneWithFPN, MaxPoolP6, with_fpn
 from .freeze import freeze_stages, stages
+from .fully_convolutional import FullyConvolutional, to_convolutional
+from .googlenet import googlenet, googlenet_2014
+from .lenet import lenet
 from .mobilenet_v2 import (
     mobilenet_v2,
     mobilenet_v2_fpn,
@@ -36,9 +42,12 @@ from .resnet import (
     resnet152_fpn,
 )
 from .sources import WeightsError
+from .squeezenet import squeezenet1_1
 from .timm_features import wrap_timm
-from .weights import OLD_TORCHVISION, Report, load_weights
-from .wrap import mobilenet_v3_large_fpn, vgg16, wrap
+from .vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
+from .weights import BACKBONE_OF, OLD_TORCHVISION, Report, load_weights
+from .wrap import mobilenet_v3_large_fpn, wrap
+from .zfnet import zfnet
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
     "resnet10_narrow_fpn": resnet10_narrow_fpn,
@@ -60,7 +69,21 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "mobilenet_v2_tf_fpn": mobilenet_v2_tf_fpn,
     "mobilenet_v2_tf_lite_fpn": mobilenet_v2_tf_lite_fpn,
     "mobilenet_v3_large_fpn": mobilenet_v3_large_fpn,
+    "lenet": lenet,
+    "alexnet": alexnet,
+    "alexnet_2012": alexnet_2012,
+    "zfnet": zfnet,
+    "vgg11": vgg11,
+    "vgg11_bn": vgg11_bn,
+    "vgg13": vgg13,
+    "vgg13_bn": vgg13_bn,
     "vgg16": vgg16,
+    "vgg16_bn": vgg16_bn,
+    "vgg19": vgg19,
+    "vgg19_bn": vgg19_bn,
+    "googlenet": googlenet,
+    "googlenet_2014": googlenet_2014,
+    "squeezenet1_1": squeezenet1_1,
 }
 
 
@@ -76,9 +99,10 @@ def build_backbone(
     Args:
         name: one of `BACKBONES`, or "timm:NAME" for any of timm's.
         norm: "batch", "sync", "group" or "frozen", or a function from channels to a layer.
-        weights: of the body, as its classifier has them: a path, an address or a named source ("imagenet"). The
-            classifier's own last layers are not used, and a pyramid keeps its random weights. None for random weights
-            throughout.
+        weights: of the body, as its classifier has them: a path, an address or a named source ("imagenet"), or a
+            checkpoint of training in which such a body was part of another model. What is not the body's (a
+            classifier's last layers, a detector's heads) is left out, and a pyramid keeps its random weights. None for
+            random weights throughout.
         trainable_stages: how many of the body's stages to train, from the last; None trains all. See `freeze_stages`.
 
     Raises:
@@ -108,8 +132,9 @@ def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> Non
         body,
         weights,
         name=name.split("_fpn")[0].removesuffix("_lite"),
+        within=BACKBONE_OF,
         rename=[(r"^features\.", "")] if flat else [],
-        allow_unexpected=("fc.", "classifier."),
+        allow_unexpected=(*TOPS, "fpn."),
     )
 
 
@@ -118,5 +143,5 @@ def _build_timm(name: str, norm: str | Norm, weights: str | os.PathLike | None) 
         raise ValueError("norms of timm's networks are fixed: norm must be 'batch' (as they are) or 'frozen'")
     backbone = wrap_timm(name, norm=norm, pretrained=weights == "imagenet")
     if weights not in (None, "imagenet"):
-        load_weights(backbone.body, weights)
+        load_weights(backbone.body, weights, within=BACKBONE_OF)
     return backbone

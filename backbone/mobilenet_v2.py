@@ -77,6 +77,8 @@ class MobileNetV2(Backbone):
 class MobileNetV2Classifier(MobileNetV2):
     """The body with average pooling and `classifier`: images to logits (B, num_classes). It gives no maps."""
 
+    head_name = "classifier.1"
+
     def __init__(self, num_classes: int = 1000, *, norm: Norm = nn.BatchNorm2d, tf_padding: bool = False) -> None:
         super().__init__(norm=norm, out_stages=(5,), tf_padding=tf_padding)
         linear = nn.Linear(self.channels[-1], num_classes)
@@ -180,3 +182,13 @@ def mobilenet_v2_lite_fpn(*, norm: Norm = nn.BatchNorm2d) -> BackboneWithFPN:
 def mobilenet_v2_tf_lite_fpn(*, norm: Norm = nn.BatchNorm2d) -> BackboneWithFPN:
     """MobileNetV2 for weights from TensorFlow with p2..p6 of 64 channels."""
     return with_fpn(mobilenet_v2_tf(norm=norm), 64)
+
+
+def mobilenet_v2_classifier(num_classes: int = 1000, *, norm: Norm = nn.BatchNorm2d) -> MobileNetV2Classifier:
+    """MobileNetV2: images to logits, 3.5 million parameters."""
+    return MobileNetV2Classifier(num_classes, norm=norm)
+
+
+def mobilenet_v2_tf_classifier(num_classes: int = 1000, *, norm: Norm = nn.BatchNorm2d) -> MobileNetV2Classifier:
+    """MobileNetV2 for weights from TensorFlow: images to logits."""
+    return MobileNetV2Classifier(num_classes, norm=norm, tf_padding=True)

@@ -95,6 +95,8 @@ class ResNet(Backbone):
 class ResNetClassifier(ResNet):
     """The body with average pooling and a last layer `fc`: images to logits (B, num_classes). It gives no maps."""
 
+    head_name = "fc"
+
     def __init__(
         self,
         block: type[BasicBlock] | type[Bottleneck],

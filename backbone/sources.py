@@ -27,7 +27,15 @@ SOURCES: dict[str, dict[str, str]] = {
     for model, files in {
         "alexnet": {"imagenet": "alexnet-owt-7be5be79.pth"},
         "googlenet": {"imagenet": "googlenet-1378be20.pth"},
+        "vgg11": {"imagenet": "vgg11-8a719046.pth"},
+        "vgg11_bn": {"imagenet": "vgg11_bn-6002323d.pth"},
+        "vgg13": {"imagenet": "vgg13-19584684.pth"},
+        "vgg13_bn": {"imagenet": "vgg13_bn-abd245e5.pth"},
         "vgg16": {"imagenet": "vgg16-397923af.pth"},
+        "vgg16_bn": {"imagenet": "vgg16_bn-6c64b313.pth"},
+        "vgg19": {"imagenet": "vgg19-dcbb9e9d.pth"},
+        "vgg19_bn": {"imagenet": "vgg19_bn-c79401a0.pth"},
+        "squeezenet1_1": {"imagenet": "squeezenet1_1-b8a52dc0.pth"},
         "resnet18": {"imagenet": "resnet18-f37072fd.pth"},
         "resnet34": {"imagenet": "resnet34-b627a593.pth"},
         # "imagenet" is the first recipe, which detectors fine-tune from; "imagenet_v2" classifies better (80.9 %

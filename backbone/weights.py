@@ -25,6 +25,8 @@ OLD_TORCHVISION = (
     (r"(fpn\.(?:inner|layer)_blocks\.\d+)\.(weight|bias)$", r"\1.0.\2"),
     (r"rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
 )
+# Where a backbone's body lies in a model's state dict and in a training checkpoint; the second "body" is a pyramid's.
+BACKBONE_OF = r"(detector\.)?backbone\.(body\.)*"
 
 
 @dataclass
@@ -37,6 +39,7 @@ class Report:
         missing: of the model, not in the file: left as they were.
         unexpected: of the file, not in the model: not used.
         mismatched: of both, but of another shape or kind: left as they were; (key, file's, model's).
+        left_out: of the file, outside the part that was asked for: not looked at; the file's own keys.
     """
 
     source: str
@@ -44,6 +47,7 @@ class Report:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     mismatched: list[tuple[str, str, str]] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
     def summary(self) -> str:
         """One line of counts, and one for each kind of key that was not loaded."""
@@ -52,6 +56,7 @@ class Report:
         lines += [f"not in the model: {_some(self.unexpected)}"] if self.unexpected else []
         shapes = [f"{key} (file {theirs}, model {ours})" for key, theirs, ours in self.mismatched]
         lines += [f"of another shape: {_some(shapes)}"] if shapes else []
+        lines += [f"left out, of the file's other parts: {_some(self.left_out)}"] if self.left_out else []
         return "\n  ".join(lines)
 
 
@@ -61,6 +66,7 @@ def load_weights(
     *,
     name: str | None = None,
     key: str | None = None,
+    within: str | None = None,
     rename: Sequence[tuple[str, str]] = (),
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
@@ -74,6 +80,9 @@ def load_weights(
             "imagenet".
         name: the model's name in `SOURCES`, where named sources are looked up.
         key: where in the file the weights lie, e.g. "ema"; by default the whole file, or its "state_dict" or "model".
+        within: a pattern of what keys begin with in a file where the model is part of a larger one, e.g. `BACKBONE_OF`:
+            if any do, only those are taken, without it, and the others are left out. A file of the model alone loads
+            as ever.
         rename: patterns and replacements (`re.sub`), applied in turn to each of the file's keys, e.g.
             `OLD_TORCHVISION`, or `[(r"^backbone\\.", "")]` to take a detector's backbone.
         allow_missing: prefixes of the model's keys that may keep their values, because the file lacks them or has
@@ -84,9 +93,11 @@ def load_weights(
         WeightsError: the file cannot be had or read, or leaves something missing, unexpected or of another shape.
     """
     path = find_weights(source, name=name)
-    theirs = _renamed(_state_dict(path, read_file(path), key), rename, path)
+    theirs, left_out = _part(_state_dict(path, read_file(path), key), within, path)
+    theirs = _renamed(theirs, rename, path)
     ours = model.state_dict()
     report = _compare(str(path), theirs, ours)
+    report.left_out = left_out
     wrong = [k for k in (*report.missing, *(m[0] for m in report.mismatched)) if not k.startswith(tuple(allow_missing))]
     wrong += [k for k in report.unexpected if not k.startswith(tuple(allow_unexpected))]
     if wrong or not report.loaded:
@@ -148,6 +159,20 @@ def _state_dict(path: Path, content: object, key: str | None) -> dict[str, Tenso
             f"{path} has no dictionary of tensors{where}; it holds {holds}. Name the right one with key="
         )
     return dict(found)
+
+
+def _part(state: dict[str, Tensor], within: str | None, path: Path) -> tuple[dict[str, Tensor], list[str]]:
+    """The tensors under a prefix, named without it, and the other keys; everything where nothing lies under it."""
+    prefixes = {key: match[0] for key in state if within is not None and (match := re.match(within, key))}
+    if not prefixes:
+        return state, []
+    part: dict[str, Tensor] = {}
+    for key, prefix in prefixes.items():
+        if part.setdefault(key.removeprefix(prefix), state[key]) is not state[key]:
+            raise WeightsError(
+                f"{path}: two parts of the file have {key.removeprefix(prefix)!r}, the second is {key!r}"
+            )
+    return part, [key for key in state if key not in prefixes]
 
 
 def _renamed(state: dict[str, Tensor], rename: Sequence[tuple[str, str]], path: Path) -> dict[str, Tensor]:

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, fx, nn
 from torch.func import functional_call
 from torchvision.models import mobilenet_v3_large
-from torchvision.models import vgg16 as torchvision_vgg16
 from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
@@ -116,7 +115,7 @@ def measure(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
         ValueError: the module cannot run without data, or an output is not (B, C, H, W) with a whole stride.
     """
     small, large = 256, 512
-    shapes = [_shapes(backbone, size) for size in (small, large)]
+    shapes = [map_shapes(backbone, size) for size in (small, large)]
     strides = []
     for one, two in zip(*shapes, strict=True):
         if len(one) != 4 or two[2] <= one[2] or (large - small) % (two[2] - one[2]):
@@ -127,7 +126,12 @@ def measure(backbone: nn.Module) -> tuple[tuple[int, ...], tuple[int, ...]]:
     return tuple(strides), tuple(shape[1] for shape in shapes[0])
 
 
-def _shapes(backbone: nn.Module, size: int) -> list[tuple[int, ...]]:
+def map_shapes(backbone: nn.Module, size: int) -> list[tuple[int, ...]]:
+    """Shapes of a module's maps for one image of `size` x `size` pixels, by a dry run without data.
+
+    Raises:
+        ValueError: the module cannot run without data, or not at that size.
+    """
     state = {name: tensor.to("meta") for name, tensor in _tensors(backbone)}
     modes = [(module, module.training) for module in backbone.modules()]
     backbone.eval()
@@ -139,28 +143,12 @@ def _shapes(backbone: nn.Module, size: int) -> list[tuple[int, ...]]:
     finally:
         for module, training in modes:
             module.train(training)
-    return [tuple(x.shape) for x in maps]
+    return [tuple(x.shape) for x in (maps if isinstance(maps, list) else [maps])]
 
 
 def _tensors(module: nn.Module) -> Iterable[tuple[str, Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
-
-
-def vgg16(*, norm: Norm | None = None) -> Backbone:
-    """VGG-16 (https://arxiv.org/abs/1409.1556) up to conv5_3 and its ReLU, no pool5: 512 channels at stride 16.
-
-    Parameters are torchvision's `features.*` without that prefix. `norm` is for the sake of the other builders'
-    signature: VGG-16 has no normalisation layers.
-    """
-    with torch.device("meta"):  # spends nothing on the 124 million parameters of its classifier
-        features = torchvision_vgg16(weights=None, init_weights=False).features
-    features.to_empty(device=torch.get_default_device())
-    for module in features:
-        if isinstance(module, nn.Conv2d):
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-            nn.init.zeros_(module.bias)
-    return wrap(features, ["29"])
 
 
 def mobilenet_v3_large_fpn(*, norm: Norm = nn.BatchNorm2d) -> BackboneWithFPN:

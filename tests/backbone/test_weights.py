@@ -12,6 +12,7 @@ import torchvision
 from torch import nn
 
 from sightline.backbone import (
+    BACKBONE_OF,
     BACKBONES,
     OLD_TORCHVISION,
     WeightsError,
@@ -139,6 +140,40 @@ def test_old_torchvision_keys_are_renamed(tmp_path):
 
 def _without_index(key: str) -> str:
     return key.replace(".0.weight", ".weight").replace(".0.bias", ".bias") if "fpn" in key else key
+
+
+WITHIN = {
+    "a training checkpoint": ("detector.backbone.", {"detector.rpn.w": torch.ones(1), "ema": torch.ones(2)}),
+    "a model with a pyramid": ("backbone.body.", {"roi_heads.w": torch.ones(1)}),
+    "the model alone": ("", {}),
+}
+
+
+@pytest.mark.parametrize("case", WITHIN)
+def test_a_part_of_a_larger_model(tmp_path, case):
+    prefix, others = WITHIN[case]
+    source, target = model(), model()
+    content = {f"{prefix}{key}": value for key, value in source.state_dict().items()} | others
+    report = load_weights(target, saved({"state_dict": content}, tmp_path / "m.ckpt"), within=BACKBONE_OF)
+    assert all(torch.equal(value, source.state_dict()[key]) for key, value in target.state_dict().items())
+    assert (report.left_out, report.unexpected) == (list(others), [])
+    assert all(key in report.summary() for key in others)
+
+
+def test_two_parts_of_one_name_are_refused(tmp_path):
+    content = {
+        f"{prefix}{key}": x for prefix in ("backbone.", "detector.backbone.") for key, x in model().state_dict().items()
+    }
+    with pytest.raises(
+        WeightsError, match=r"two parts of the file have '0.weight', the second is 'detector.backbone.0.w"
+    ):
+        load_weights(model(), saved(content, tmp_path / "m.pth"), within=BACKBONE_OF)
+
+
+def test_nothing_is_left_out_unasked(tmp_path):
+    content = model().state_dict() | {"rpn.w": torch.ones(1)}
+    with pytest.raises(WeightsError, match=r"not in the model: rpn.w"):
+        load_weights(model(), saved(content, tmp_path / "m.pth"), within=BACKBONE_OF)
 
 
 def test_renames_that_collide_are_refused(tmp_path):
@@ -294,5 +329,9 @@ def test_every_body_with_named_weights_is_found():
     bodies = {name.split("_fpn")[0].removesuffix("_lite") for name in BACKBONES} - {
         "resnet10_narrow",
         "mobilenet_v2_tf",
+        "lenet",
+        "alexnet_2012",
+        "zfnet",
+        "googlenet_2014",
     }
     assert bodies <= sources.SOURCES.keys()
