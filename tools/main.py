@@ -22,7 +22,9 @@ TOOLS = {
     "benchmark": "accuracy and speed of several models in one table",
     "check": "everything wrong with a data set, with file names and fixes",
     "convert": "a data set in another format",
+    "inspect": "a model's layers, a data set's contents, what a network looks at",
 }
+MODULES = {"inspect": "inspect_"}  # of another name than the command: Python has an `inspect` of its own
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,7 +51,7 @@ def run(tool: str, argv: list[str]) -> int:
     logging.getLogger("sightline").addHandler(handler)
     _quiet()
     try:
-        return importlib.import_module(f"sightline.tools.{tool}").main(argv) or 0
+        return importlib.import_module(f"sightline.tools.{MODULES.get(tool, tool)}").main(argv) or 0
     except (ValueError, OSError) as error:  # DataError, WeightsError and TrainingError are ValueErrors
         if not _ours(error):
             raise

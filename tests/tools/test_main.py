@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sightline import __version__
-from sightline.tools.main import TOOLS, main
+from sightline.tools.main import MODULES, TOOLS, main
 
 
 def test_help_names_every_tool(capsys):
@@ -28,7 +28,7 @@ def test_mistyped_tool(capsys):
 
 @pytest.mark.parametrize("tool", TOOLS)
 def test_each_tool_also_runs_as_a_file(tool, tmp_path):
-    path = Path(__file__).parents[2] / "tools" / f"{tool}.py"
+    path = Path(__file__).parents[2] / "tools" / f"{MODULES.get(tool, tool)}.py"
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()

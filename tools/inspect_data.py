@@ -1,0 +1,91 @@
+"""What `sightline inspect` says of a data set: sizes, objects by category, examples, statistics of the pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from sightline.datasets import statistics
+from sightline.datasets.data_module import Shapes
+from sightline.datasets.images import write_image
+from sightline.datasets.readers import find, raise_if_fatal, read
+from sightline.datasets.shapes import shapes_table
+from sightline.datasets.splits import without_unions
+from sightline.datasets.table import Table
+from sightline.tools.inspect_pictures import example_sheet
+
+
+def tables_of(path: str, split: str | None = None) -> dict[str, Table]:
+    """The parts of a data set by name; of one without parts, "all".
+
+    Args:
+        path: what `sightline check` understands, or "shapes".
+        split: only this part.
+
+    Raises:
+        DataError: no data set, no such part, or wrong beyond repair.
+    """
+    if path == "shapes":
+        many = Shapes()
+        counts = {"train": many.train_images, "val": many.val_images, "test": many.val_images}
+        return {name: shapes_table(name, counts.get(name, 0), many.size) for name in ([split] if split else counts)}
+    if split is not None:
+        return {split: read(path, split)}
+    source = find(path)
+    tables = {name or "all": source.read(name) for name in without_unions(source.splits) or [None]}
+    raise_if_fatal(*tables.values())
+    return tables
+
+
+def summary(table: Table, most: int = 20) -> str:
+    """Sizes of pictures, objects by category, and how large the boxes are."""
+    lines = []
+    if len(table):
+        for name, column in (("height", 0), ("width", 1)):
+            lines.append(f"  pictures' {name:<7} {_spread(table.sizes[:, column])} pixels")
+    objects = np.diff(table.offsets)
+    if len(table.image):
+        lines.append(f"  objects a picture {_spread(objects)}; {int((objects == 0).sum())} pictures have none")
+        width, height = (table.boxes[:, 2:] - table.boxes[:, :2]).T
+        lines.append(f"  boxes' side       {_spread(np.sqrt(width * height))} pixels (square root of the area)")
+        lines.append(f"  boxes' shape      {_spread(width / height)} (width / height)")
+        small, large = (table.area < 32**2).mean(), (table.area >= 96**2).mean()
+        lines.append(f"  COCO's sizes      small {small:.0%}, medium {1 - small - large:.0%}, large {large:.0%}")
+    return "\n".join([*lines, *_categories(table, most)])
+
+
+def _spread(values: np.ndarray) -> str:
+    low, middle, high = np.quantile(values, (0, 0.5, 1))
+    return f"{low:.4g} to {high:.4g}, median {middle:.4g}"
+
+
+def _categories(table: Table, most: int) -> Iterable[str]:
+    """A line a category, the commonest first: objects and pictures."""
+    counts = np.bincount(table.labels, minlength=len(table.categories))
+    pairs = np.unique(np.stack([table.image, table.labels]), axis=1)
+    pictures = np.bincount(pairs[1], minlength=len(table.categories))
+    order = np.argsort(-counts, kind="stable")
+    width = max([8, *(len(name) for name in table.categories)])
+    if len(order):
+        yield f"  {'category':<{width}} {'objects':>8} {'pictures':>9}"
+    for c in order[:most].tolist():
+        yield f"  {table.categories[c]:<{width}} {counts[c]:>8} {pictures[c]:>9}"
+    if len(order) > most:
+        yield f"  … and {len(order) - most} more with {counts[order[most:]].sum()} objects"
+
+
+def draw_examples(table: Table, path: str) -> None:
+    """Some pictures with their objects in one."""
+    write_image(path, example_sheet(table))
+
+
+def store_statistics(table: Table, path: str, size: tuple[int, int]) -> str:
+    """Computes what `datasets.statistics` does of pictures brought to `size` (height, width), and says what it came to."""
+    found = statistics.compute(table, size=size)
+    found.save(path)
+    mean, std = (", ".join(f"{value:.4f}" for value in values.tolist()) for values in (found.mean, found.std))
+    return (
+        f"statistics of {found.count} pictures at {size[0]}x{size[1]}: mean {mean}; std {std} (of 0..1); "
+        f"{len(found.values)} principal components; written: {path}"
+    )
