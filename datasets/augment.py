@@ -9,6 +9,7 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import torch
+from torch import Tensor
 
 from .structures import Instances, Sample
 from .transforms import flip, from_hwc, resize_to, to_hwc
@@ -54,7 +55,7 @@ class Augment:
         if vertical < self.vertical_flip:
             sample = _flip_vertically(sample)
         if self.colour > 0:
-            sample = _jitter_colour(sample, self.colour, int(rng.integers(2**32)))
+            sample = jitter_colour(sample, self.colour, int(rng.integers(2**32)))
         return sample
 
 
@@ -82,7 +83,8 @@ def _corner(sample: Sample, window: tuple[int, int], rng: np.random.Generator) -
 def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sample:
     """The part of a sample from `corner` (y, x) on, `window` (height, width) pixels large and within the picture.
 
-    An object stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area.
+    An object stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area. A landmark
+    outside is no longer known.
     """
     (y, x), (height, width) = corner, window
     target = sample.target
@@ -95,17 +97,26 @@ def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sa
         inside |= target.crowd
     inside &= (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
     image = sample.image[:, y : y + height, x : x + width]
-    return Sample(image, replace(target, boxes=clipped)[inside], sample.info)
+    landmarks = None if target.landmarks is None else _within(target.landmarks - moved.new_tensor([x, y]), limit[:2])
+    return Sample(image, replace(target, boxes=clipped, landmarks=landmarks)[inside], sample.info)
+
+
+def _within(points: Tensor, limit: Tensor) -> Tensor:
+    """Points (..., 2), NaN where they lie outside (0, 0) to `limit` (x, y)."""
+    return torch.where(((points >= 0) & (points <= limit)).all(dim=-1, keepdim=True), points, torch.nan)
 
 
 def _flip_vertically(sample: Sample) -> Sample:
     x0, y0, x1, y1 = sample.target.boxes.unbind(-1)
-    height = sample.image.shape[1]
+    height, points = sample.image.shape[1], sample.target.landmarks
     boxes = torch.stack([x0, height - y1, x1, height - y0], dim=-1)
-    return Sample(from_hwc(cv2.flip(to_hwc(sample.image), 0)), replace(sample.target, boxes=boxes), sample.info)
+    landmarks = None if points is None else torch.stack([points[..., 0], height - points[..., 1]], dim=-1)
+    target = replace(sample.target, boxes=boxes, landmarks=landmarks)
+    info = sample.info._replace(upturned=not sample.info.upturned)
+    return Sample(from_hwc(cv2.flip(to_hwc(sample.image), 0)), target, info)
 
 
-def _jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:
+def jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:
     jitter = _colour_jitter(strength)
     jitter.set_random_seed(seed)
     return replace(sample, image=from_hwc(jitter(image=to_hwc(sample.image))["image"]))
@@ -122,8 +133,9 @@ def _colour_jitter(strength: float):
 class Albumentations:
     """Any albumentations transforms as augmentation: `Albumentations([A.RandomRain(p=0.2), A.HorizontalFlip()])`.
 
-    Boxes go through albumentations, which keeps them to about 1e-4 pixels; crowds and labels follow their boxes. The
-    picture may not grow, since batches are planned for the size that it has.
+    Boxes go through albumentations, which keeps them to about 1e-4 pixels; crowds and labels follow their boxes.
+    Landmarks are left out, for who can tell which of them a transform makes change their names. The picture may not
+    grow, since batches are planned for the size that it has.
     """
 
     def __init__(self, transforms: list, *, min_visibility: float = 0.25) -> None:
@@ -151,7 +163,8 @@ class Albumentations:
                 f"augmentation made {sample.info.path} {height}x{width}, over its {limit}; end it with a crop"
             )
         kept = valid[torch.as_tensor(np.array(out["rows"], np.int64))]
-        return Sample(from_hwc(np.ascontiguousarray(out["image"])), replace(kept, boxes=boxes), sample.info)
+        target = replace(kept, boxes=boxes, landmarks=None)
+        return Sample(from_hwc(np.ascontiguousarray(out["image"])), target, sample.info)
 
 
 def _valid(instances: Instances) -> Instances:

@@ -36,6 +36,8 @@ class Objects:
         area: (K,) float64, the masks'; NaN or not positive where the box's is to be taken. None: all are.
         crowd, difficult: (K,) bool; None means all false.
         segmentations: K of COCO's polygons or RLEs, or None.
+        landmarks: (K, P, 2) float64, (x, y) in pixels, NaN where a point is not known; None where there are none.
+        landmark_names: P names; None where there are none.
     """
 
     image: np.ndarray
@@ -46,6 +48,8 @@ class Objects:
     crowd: np.ndarray | None = None
     difficult: np.ndarray | None = None
     segmentations: list | None = None
+    landmarks: np.ndarray | None = None
+    landmark_names: list[str] | None = None
 
 
 @dataclass
@@ -89,6 +93,8 @@ def clean_table(
         difficult=none.copy() if objects.difficult is None else objects.difficult[rows],
         category_ids=np.arange(1, len(categories) + 1) if category_ids is None else np.asarray(category_ids, np.int64),
         segmentations=segmentations if segmentations and any(segmentations) else None,
+        landmarks=None if objects.landmarks is None else objects.landmarks[rows].astype(np.float32),
+        landmark_names=objects.landmark_names,
         problems=problems,
     )
 

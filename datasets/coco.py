@@ -1,12 +1,13 @@
 """COCO's detection json (https://cocodataset.org/#format-data), read and written.
 
 Categories are ordered by id and the file's ids are kept, in `Table.category_ids`. A segmentation stays as the file has
-it.
+it. Keypoints become landmarks, with the file's coordinates, where all categories that name any name the same; those of
+visibility 0 are unknown, and whether a known one is visible or hidden is not kept.
 
 What is fatal: an image id, category id or file name used twice or missing, a box that is not four numbers, a category
 that the file does not declare, a picture that is not there. What is repaired: see `clean`; also an annotation whose
 image the file does not list (dropped), an annotation id used twice (the table keeps no annotation ids, and writes new
-ones).
+ones), keypoints of the wrong number (unknown).
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ def _read(path: Path, document: dict[str, list[dict]], image_folder: str | PathL
     category_ids, categories = _categories(path, document["categories"], problems)
     paths = [os.path.join(folder, name) for name in names]
     sizes = measure(paths, problems, stated=[_size(image) for image in images])
-    objects = _objects(path, annotations, ids, category_ids, problems)
+    names = _landmark_names(path, document["categories"], problems)
+    objects = _objects(path, annotations, ids, category_ids, names, problems)
     pictures = Pictures(paths, sizes, ids)
     return clean_table(str(path), categories, pictures, objects, problems, category_ids=category_ids)
 
@@ -81,8 +83,10 @@ def write_coco(table: Table, path: str | PathLike) -> None:
             table.image_ids.tolist(), table.paths, table.sizes.tolist(), strict=True
         )
     ]
+    keypoints = {} if table.landmark_names is None else {"keypoints": table.landmark_names, "skeleton": []}
     categories = [
-        {"id": id_, "name": name} for id_, name in zip(table.category_ids.tolist(), table.categories, strict=True)
+        {"id": id_, "name": name} | keypoints
+        for id_, name in zip(table.category_ids.tolist(), table.categories, strict=True)
     ]
     document = {
         "info": {},
@@ -234,7 +238,27 @@ def _categories(path: Path, rows: list[dict], problems: Problems) -> tuple[list[
     return ids, [found[id_] for id_ in ids]
 
 
-def _objects(path: Path, rows: list[dict], ids: list[int], category_ids: list[int], problems: Problems) -> Objects:
+def _landmark_names(path: Path, categories: list[dict], problems: Problems) -> list[str] | None:
+    """The keypoints that categories share; None where there are none, or different ones."""
+    named = [names for names in (category.get("keypoints") for category in categories) if names]
+    if not named:
+        return None
+    first = named[0]
+    usable = isinstance(first, list) and all(isinstance(name, str) for name in first) and len(set(first)) == len(first)
+    if not usable or any(names != first for names in named):
+        problems.warn("keypoints are not one list of different names for all categories (not read)", str(path))
+        return None
+    return first
+
+
+def _objects(
+    path: Path,
+    rows: list[dict],
+    ids: list[int],
+    category_ids: list[int],
+    landmark_names: list[str] | None,
+    problems: Problems,
+) -> Objects:
     def where(row: int) -> str:
         return f"{path}: annotations[{row}] (id {rows[row].get('id')!r})"
 
@@ -262,7 +286,26 @@ def _objects(path: Path, rows: list[dict], ids: list[int], category_ids: list[in
         crowd=np.array([bool(row.get("iscrowd")) for row in kept], bool),
         difficult=np.array([bool(row.get("difficult")) for row in kept], bool),
         segmentations=segmentations if any(segmentations) else None,
+        landmarks=None
+        if landmark_names is None
+        else _landmarks(kept, len(landmark_names), lambda k: where(keep[k]), problems),
+        landmark_names=landmark_names,
     )
+
+
+def _landmarks(rows: list[dict], count: int, where, problems: Problems) -> np.ndarray:
+    """(K, P, 2) float64, the keypoints [x, y, visibility, …] of each row; NaN where one is not labelled."""
+    points = np.full((len(rows), count, 3), np.nan)
+    for row, annotation in enumerate(rows):
+        given = annotation.get("keypoints")
+        if not given:
+            continue
+        try:
+            points[row] = np.array(given, np.float64).reshape(count, 3)
+        except (TypeError, ValueError):
+            problems.add(f"keypoints are not x, y and visibility of {count} points (left out)", where(row))
+    known = (points[..., 2:] > 0) & np.isfinite(points[..., :2]).all(axis=-1, keepdims=True)
+    return np.where(known, points[..., :2], np.nan)
 
 
 def _boxes(rows: list[dict], where, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
@@ -325,6 +368,11 @@ def _annotations(table: Table) -> list[dict[str, Any]]:
     }
     if table.difficult.any():
         columns["difficult"] = table.difficult.astype(int).tolist()
+    if table.landmarks is not None:
+        known = np.isfinite(table.landmarks).all(axis=-1)
+        points = np.dstack([table.landmarks.astype(np.float64), np.full(known.shape, 2)])  # 2: visible
+        columns["keypoints"] = np.where(known[..., None], points, 0).reshape(len(known), -1).tolist()
+        columns["num_keypoints"] = known.sum(axis=1).tolist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 

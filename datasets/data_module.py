@@ -13,6 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from .augment import Augment
 from .batching import frame_multiple, frame_sizes
+from .crops import ScaleCrop
 from .detection import DetectionDataset, Loader, loader_for
 from .readers import read_splits
 from .shapes import shapes_table
@@ -58,7 +59,7 @@ class DetectionData(LightningDataModule):
         max_size: int = 256,
         exact: bool = False,
         num_workers: int | None = None,
-        augment: Augment | None = _AUGMENT,
+        augment: Augment | ScaleCrop | None = _AUGMENT,
         seed: int = 0,
         cache: bool = False,
         largest: int | None = None,

@@ -15,6 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_multiple, frame_sizes
 from .images import read_image
+from .landmarks import mirrored
+from .mnist import read_mnist
 from .shapes import read_shapes
 from .structures import Batch, ImageInfo, Instances, Sample
 from .table import DataError, Table
@@ -70,7 +72,15 @@ class DetectionDataset(Dataset):
         sample = self._sample(index)
         if self.augment is None:
             return sample
-        return self.augment(sample, np.random.Generator(np.random.Philox([self.seed, epoch, index])))
+        return self._renamed(self.augment(sample, np.random.Generator(np.random.Philox([self.seed, epoch, index]))))
+
+    def _renamed(self, sample: Sample) -> Sample:
+        """The sample with its landmarks under the names that they bear in a mirrored picture."""
+        info, points = sample.info, sample.target.landmarks
+        if points is None or not (info.flipped or info.upturned):
+            return sample
+        order = mirrored(self.table.landmark_names, flipped=info.flipped, upturned=info.upturned)
+        return replace(sample, target=replace(sample.target, landmarks=points[:, order]))
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """The batch for keys that share a frame; a `DataLoader` calls this once per batch."""
@@ -81,7 +91,9 @@ class DetectionDataset(Dataset):
         rows = slice(self._offsets[index], self._offsets[index + 1])
         columns = (self.table.boxes[rows], self.table.labels[rows], self.table.crowd[rows])
         boxes, labels, crowd = (torch.from_numpy(column.copy()) for column in columns)
-        return Instances(boxes, labels, crowd=crowd)
+        points = self.table.landmarks
+        landmarks = None if points is None else torch.from_numpy(points[rows].copy())
+        return Instances(boxes, labels, crowd=crowd, landmarks=landmarks)
 
     def _sample(self, index: int) -> Sample:
         size, shape = (tuple(array[index].tolist()) for array in (self.table.sizes, self.shapes))
@@ -108,9 +120,11 @@ class DetectionDataset(Dataset):
 
 
 def read_picture(path: str) -> np.ndarray:
-    """(H, W, 3) uint8 RGB of a picture file, or of one of the built-in pictures (`shapes:SEED/SIZE/INDEX`)."""
+    """(H, W, 3) uint8 RGB of a picture file, or of what is in no file of its own (`shapes:…`, `mnist:…`)."""
     if path.startswith("shapes:"):
         return read_shapes(path)
+    if path.startswith("mnist:"):
+        return read_mnist(path)
     return read_image(path)
 
 

@@ -13,6 +13,8 @@ from typing import Protocol
 
 from .coco import CocoFolder, find_jsons
 from .deeppcb import DeepPcbFolder, find_lists
+from .folders import FolderSource, is_class_folders, is_unlabelled
+from .mnist import MnistFolder, is_mnist
 from .splits import roles, split_by_hash, warn_test_as_val
 from .table import DataError, Table, nearest
 from .voc import VocFolder, VocSplits, find_annotations, find_split_folders
@@ -21,7 +23,9 @@ from .yolo import YoloFolder, is_yolo
 _LAYOUTS = """COCO: a json with images, annotations and categories, or a folder of instances_*.json
     Pascal VOC: a folder with Annotations/*.xml and JPEGImages/, or xml files beside pictures
     YOLO: a data.yaml, or a folder with images/, labels/ and classes.txt
-    DeepPCB: a folder with PCBData/trainval.txt"""
+    DeepPCB: a folder with PCBData/trainval.txt
+    MNIST: a folder with its four idx files
+    class folders: train/CLASS/*.jpg, or CLASS/*.jpg; or pictures alone, to learn from without labels"""
 
 
 class Source(Protocol):
@@ -124,6 +128,8 @@ def find(path: str | PathLike) -> Source:
     if not found:
         folders = sorted(child for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
         found = [candidate for folder in folders for candidate in _candidates(folder)]
+    if not found and (is_class_folders(path) or is_unlabelled(path)):  # last, for any annotated set has pictures too
+        found = [(FolderSource, path)]
     if not found:
         shown = sorted(child.name + "/" * child.is_dir() for child in path.iterdir())
         entries = ", ".join(shown[:8]) + (f", … ({len(shown)} entries)" if len(shown) > 8 else "")
@@ -141,6 +147,8 @@ def _candidates(folder: Path) -> list[tuple[type, Path]]:
     """What a folder may be, without reading annotations."""
     if find_lists(folder):
         return [(DeepPcbFolder, folder)]
+    if is_mnist(folder):
+        return [(MnistFolder, folder)]
     found: list[tuple[type, Path]] = []
     if is_yolo(folder):
         found.append((YoloFolder, folder))

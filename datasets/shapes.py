@@ -2,7 +2,8 @@
 
 A picture follows from (seed, index, size) alone, on every platform: randomness is a counter-based generator's numbers,
 and drawing is elementwise arithmetic (no drawing library, rounded sines). Boxes and masks are those of what is visible,
-after occlusion and the picture's edge; the sentence names all objects from left to right.
+after occlusion and the picture's edge, and so are the four extreme points, an object's landmarks; the sentence names all
+objects from left to right.
 
 Letters: N objects, H, W pixels of the picture, h, w pixels of an object's patch.
 """
@@ -27,6 +28,7 @@ DIAMETERS = {"small": (0.15, 0.23), "large": (0.31, 0.50)}  # of the circle arou
 MAX_OBJECTS = 5
 MIN_VISIBLE = 0.4  # share of an object's pixels that must show; a newcomer that would hide more is not placed
 SPLITS = ("train", "val", "test")
+LANDMARKS = ("top", "right", "bottom", "left")  # extreme points (Papadopoulos et al. 2017, arXiv 1708.02750)
 
 
 @dataclass
@@ -37,6 +39,7 @@ class ShapesPicture:
     boxes: np.ndarray  # (N, 4) float32 xyxy, of the visible pixels
     labels: np.ndarray  # (N,) int64, index into CATEGORIES
     masks: np.ndarray  # (N, H, W) uint8, 1 where the object is visible
+    landmarks: np.ndarray  # (N, 4, 2) float32, (x, y) of LANDMARKS
     sentence: str
 
 
@@ -45,7 +48,8 @@ def draw(seed: int, index: int, size: int) -> ShapesPicture:
     rng = _generator(seed, index)
     objects, masks = _place(rng, size)
     labels = np.array([thing.label for thing in objects], np.int64)
-    return ShapesPicture(_paint(rng, objects, size), _extents(masks), labels, masks, _sentence(objects))
+    extents, extremes = _extents(masks), _extremes(masks)
+    return ShapesPicture(_paint(rng, objects, size), extents, labels, masks, extremes, _sentence(objects))
 
 
 def read_shapes(path: str) -> np.ndarray:
@@ -90,6 +94,8 @@ def shapes_table(split: str, count: int, size: int, seed: int = 0) -> Table:
         difficult=np.zeros(len(labels), bool),
         category_ids=np.arange(1, len(CATEGORIES) + 1),
         captions=[[_sentence(objects)] for objects, _ in scenes],
+        landmarks=np.concatenate([np.zeros((0, 4, 2), np.float32), *(_extremes(masks) for _, masks in scenes)]),
+        landmark_names=list(LANDMARKS),
     )
 
 
@@ -188,6 +194,22 @@ def _extents(masks: np.ndarray) -> np.ndarray:
     ends = [columns.argmax(1), rows.argmax(1)]
     ends += [along.shape[1] - along[:, ::-1].argmax(1) for along in (columns, rows)]
     return np.stack(ends, axis=1).astype(np.float32)
+
+
+def _extremes(masks: np.ndarray) -> np.ndarray:
+    """(N, 4, 2) float32, (x, y) of the LANDMARKS of masks (N, H, W): on an edge of the box, at the middle pixel there."""
+    x0, y0, x1, y1 = _extents(masks).T.astype(np.int64)
+    each = np.arange(len(masks))
+    top, bottom = (_middle(masks[each, row]) for row in (y0, y1 - 1))
+    left, right = (_middle(masks[each, :, column]) for column in (x0, x1 - 1))
+    points = [(top, y0), (x1, right), (bottom, y1), (x0, left)]
+    return np.stack([np.stack(point, axis=1) for point in points], axis=1).astype(np.float32)
+
+
+def _middle(lines: np.ndarray) -> np.ndarray:
+    """(N,) centre of the middle one among each line's set pixels; lines (N, L), none of which is empty."""
+    counts = lines.astype(np.int64).cumsum(axis=1)
+    return (counts >= (counts[:, -1:] + 1) // 2).argmax(axis=1) + 0.5
 
 
 # -- Colour --

@@ -1,6 +1,6 @@
 """The three types that flow through Sightline: `Instances`, `Sample` and `Batch`. Nothing else crosses a folder's border.
 
-Letters: B images, N instances (padded in a batch), H, W pixels, M side of a compact mask.
+Letters: B images, N instances (padded in a batch), H, W pixels, M side of a compact mask, P landmarks of an instance.
 Boxes are xyxy in pixels, continuous coordinates (no +1); labels are 0..C-1, and -1 is padding.
 """
 
@@ -27,6 +27,7 @@ class Instances:
         masks: (..., N, M, M), each object's mask within its own box at a fixed resolution; None where there are none.
         crowd: (..., N) bool, true where a box stands for a group (COCO's iscrowd); such boxes are neither learnt nor
             missed. None means no crowds.
+        landmarks: (..., N, P, 2) float32, (x, y) in pixels, NaN where a point is not known; None where there are none.
 
     Raises:
         ValueError: a field's shape does not go with that of `boxes`.
@@ -37,22 +38,25 @@ class Instances:
     scores: Tensor | None = None
     masks: Tensor | None = None
     crowd: Tensor | None = None
+    landmarks: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.boxes, Tensor):  # pytree rebuilds us around placeholders while exporting
             return
         if self.boxes.ndim not in (2, 3) or self.boxes.shape[-1] != 4:
             raise ValueError(f"boxes must be (N, 4) or (B, N, 4), got {tuple(self.boxes.shape)}")
-        leading = self.boxes.shape[:-1]
-        for name in ("labels", "scores", "masks", "crowd"):
+        leading = tuple(self.boxes.shape[:-1])
+        for name, own in (
+            ("labels", ()),
+            ("scores", ()),
+            ("masks", ("M", "M")),
+            ("crowd", ()),
+            ("landmarks", ("P", 2)),
+        ):
             value = getattr(self, name)
-            if not isinstance(value, Tensor):
-                continue
-            shape = value.shape[: len(leading)] if name == "masks" else value.shape
-            if shape != leading or (name == "masks" and value.ndim != len(leading) + 2):
-                expected = (*leading, "M", "M") if name == "masks" else tuple(leading)
+            if isinstance(value, Tensor) and not _fits(value, leading, own):
                 raise ValueError(
-                    f"{name} must be {expected} to go with boxes {tuple(self.boxes.shape)}, got {tuple(value.shape)}"
+                    f"{name} must be {(*leading, *own)} to go with boxes {tuple(self.boxes.shape)}, got {tuple(value.shape)}"
                 )
 
     def __len__(self) -> int:
@@ -84,7 +88,9 @@ class Instances:
         return self.map(lambda value: value.pin_memory())
 
     def to_original(self, info: ImageInfo | Sequence[ImageInfo]) -> Instances:
-        """Boxes mapped from the network's frame back to the original picture's pixels, clipped to it.
+        """Boxes mapped from the network's frame back to the original picture's pixels, clipped to it; masks and landmarks too.
+
+        Landmarks keep their order: where a flip made left of right, that is still so.
 
         Args:
             info: of one image, or B of them for a batch.
@@ -94,17 +100,25 @@ class Instances:
             raise ValueError(
                 f"{len(infos)} ImageInfo given for boxes {tuple(self.boxes.shape)}; give one for each image"
             )
-        rows = self.boxes.new_tensor([[*i.size, *i.scale, float(i.flipped)] for i in infos])
-        height, width, scale_y, scale_x, flipped = (rows if self.boxes.ndim == 3 else rows[0])[..., None, :].unbind(-1)
+        rows = self.boxes.new_tensor([[*i.size, *i.scale, float(i.flipped), float(i.upturned)] for i in infos])
+        rows = (rows if self.boxes.ndim == 3 else rows[0])[..., None, :]
+        height, width, scale_y, scale_x, flipped, upturned = rows.unbind(-1)
         x0, y0, x1, y1 = self.boxes.unbind(-1)
         x0, x1, y0, y1 = x0 / scale_x, x1 / scale_x, y0 / scale_y, y1 / scale_y
         x0, x1 = torch.where(flipped > 0, width - x1, x0), torch.where(flipped > 0, width - x0, x1)
+        y0, y1 = torch.where(upturned > 0, height - y1, y0), torch.where(upturned > 0, height - y0, y1)
         limits = torch.stack([width, height, width, height], dim=-1)
         boxes = torch.minimum(torch.stack([x0, y0, x1, y1], dim=-1).clamp(min=0), limits)
-        masks = self.masks
+        masks, landmarks = self.masks, self.landmarks
         if masks is not None:
             masks = torch.where((flipped > 0)[..., None, None], masks.flip(-1), masks)
-        return replace(self, boxes=boxes, masks=masks)
+            masks = torch.where((upturned > 0)[..., None, None], masks.flip(-2), masks)
+        if landmarks is not None:
+            x, y = landmarks[..., 0] / scale_x[..., None], landmarks[..., 1] / scale_y[..., None]
+            x = torch.where(flipped[..., None] > 0, width[..., None] - x, x)
+            y = torch.where(upturned[..., None] > 0, height[..., None] - y, y)
+            landmarks = torch.stack([x, y], dim=-1)
+        return replace(self, boxes=boxes, masks=masks, landmarks=landmarks)
 
     @staticmethod
     def collate(images: Sequence[Instances], size: int | None = None) -> Instances:
@@ -128,20 +142,30 @@ class Instances:
             return batch
 
         boxes, labels = pad("boxes", 0), pad("labels", -1)
-        return Instances(boxes, labels, pad("scores", 0), pad("masks", 0), pad("crowd", False))
+        rest = (pad("scores", 0), pad("masks", 0), pad("crowd", False), pad("landmarks", torch.nan))
+        return Instances(boxes, labels, *rest)
+
+
+def _fits(value: Tensor, leading: tuple[int, ...], own: tuple[str | int, ...]) -> bool:
+    """Whether a field's shape is the leading dimensions and then its own, where letters stand for any length."""
+    shape = tuple(value.shape)
+    if len(shape) != len(leading) + len(own) or shape[: len(leading)] != leading:
+        return False
+    return all(isinstance(wanted, str) or wanted == got for wanted, got in zip(own, shape[len(leading) :], strict=True))
 
 
 class ImageInfo(NamedTuple):
     """Where a sample came from and how it was changed: what it takes to map boxes back to the original picture.
 
-    `scale` is network pixels per original pixel; padding goes right and below, so there is no offset. A flip comes last.
+    `scale` is network pixels per original pixel; padding goes right and below, so there is no offset. Flips come last.
     """
 
     id: int
     path: str
     size: tuple[int, int]  # (height, width) of the original picture, after its EXIF rotation
     scale: tuple[float, float] = (1.0, 1.0)  # (y, x)
-    flipped: bool = False
+    flipped: bool = False  # left to right
+    upturned: bool = False  # top to bottom
 
 
 @dataclass

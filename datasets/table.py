@@ -73,7 +73,7 @@ class DataError(ValueError):
 
 @dataclass
 class Table:
-    """The annotations of one split as columns: I images, K objects sorted by image, C categories.
+    """The annotations of one split as columns: I images, K objects sorted by image, C categories, P landmarks.
 
     Attributes:
         categories: C names; an object's label indexes this list.
@@ -89,6 +89,8 @@ class Table:
         category_ids: (C,) int64, the ids by which the file knows the categories; 1..C where it has none.
         segmentations: K polygons or RLEs as COCO writes them, or None.
         captions: I lists of sentences, or None.
+        landmarks: (K, P, 2) float32, (x, y) in pixels, NaN where a point is not known; or None.
+        landmark_names: P names, e.g. "left_eye"; None where there are no landmarks.
         problems: what was found wrong while reading.
     """
 
@@ -105,6 +107,8 @@ class Table:
     category_ids: np.ndarray
     segmentations: list | None = None
     captions: list[list[str]] | None = None
+    landmarks: np.ndarray | None = None
+    landmark_names: list[str] | None = None
     problems: Problems = field(default_factory=Problems)
 
     def __post_init__(self) -> None:
@@ -113,9 +117,11 @@ class Table:
             "image_ids": (images,), "sizes": (images, 2), "boxes": (objects, 4), "labels": (objects,),
             "area": (objects,), "crowd": (objects,), "difficult": (objects,), "category_ids": (len(self.categories),),
         }  # fmt: skip
+        if self.landmarks is not None or self.landmark_names is not None:
+            shapes["landmarks"] = (objects, len(self.landmark_names or []), 2)
         for name, shape in shapes.items():
-            if getattr(self, name).shape != shape:
-                raise ValueError(f"{name} must be {shape}, got {getattr(self, name).shape}")
+            if np.shape(getattr(self, name)) != shape:
+                raise ValueError(f"{name} must be {shape}, got {np.shape(getattr(self, name))}")
         if np.any(np.diff(self.image) < 0):
             raise ValueError("objects must be sorted by image")
 
@@ -149,7 +155,9 @@ class Table:
         """All columns of objects, at these rows."""
         columns = ("image", "boxes", "labels", "area", "crowd", "difficult")
         segmentations = None if self.segmentations is None else [self.segmentations[k] for k in objects]
-        return {name: getattr(self, name)[objects] for name in columns} | {"segmentations": segmentations}
+        landmarks = None if self.landmarks is None else self.landmarks[objects]
+        optional = {"segmentations": segmentations, "landmarks": landmarks}
+        return {name: getattr(self, name)[objects] for name in columns} | optional
 
     def largest(self, count: int) -> Table:
         """The images with objects, each with its `count` objects of largest area alone; crowds are no objects."""

@@ -57,7 +57,8 @@ def resize_instances(instances: Instances, old: tuple[int, int], new: tuple[int,
     """Objects of a picture of size `old` (height, width) in one of size `new`; compact masks need no change."""
     # Divided in float32, as torchvision does, so that boxes agree to the last bit.
     ratio = torch.tensor([new[1], new[0]] * 2, dtype=torch.float32) / torch.tensor([old[1], old[0]] * 2)
-    return replace(instances, boxes=instances.boxes * ratio)
+    landmarks = None if instances.landmarks is None else instances.landmarks * ratio[:2]
+    return replace(instances, boxes=instances.boxes * ratio, landmarks=landmarks)
 
 
 def resize_exact(image: Tensor, min_size: int, max_size: int) -> Tensor:
@@ -79,10 +80,19 @@ def flip(sample: Sample) -> Sample:
 
 
 def flip_instances(instances: Instances, width: int) -> Instances:
-    """One image's or a batch's objects mirrored left to right in a picture `width` pixels wide, compact masks too."""
+    """One image's or a batch's objects mirrored left to right in a picture `width` pixels wide, masks and landmarks too.
+
+    Landmarks keep their order; `landmarks.mirrored` tells which change their names.
+    """
     x0, y0, x1, y1 = instances.boxes.unbind(-1)
-    masks = None if instances.masks is None else instances.masks.flip(-1)
-    return replace(instances, boxes=torch.stack([width - x1, y0, width - x0, y1], dim=-1), masks=masks)
+    boxes, masks, landmarks = (
+        torch.stack([width - x1, y0, width - x0, y1], dim=-1),
+        instances.masks,
+        instances.landmarks,
+    )
+    masks = None if masks is None else masks.flip(-1)
+    landmarks = None if landmarks is None else torch.stack([width - landmarks[..., 0], landmarks[..., 1]], dim=-1)
+    return replace(instances, boxes=boxes, masks=masks, landmarks=landmarks)
 
 
 def to_hwc(image: Tensor) -> np.ndarray:

@@ -6,9 +6,10 @@ from .confidence import ConfidenceCurves, ImageErrors, confidence_curves, image_
 from .confusion import confusion_matrix
 from .drawing import draw_comparison
 from .localization import LocalizationResult, evaluate_localization
+from .page import ReportInputs
 from .plots import plot_confidence, plot_confusion, plot_precision_recall
 from .records import Detections, Truth
-from .report import ReportInputs, write_report
+from .report import write_report
 from .results import read_coco_truth, read_results, write_results
 from .training_curves import plot_training
 from .voc import VocResult, evaluate_voc

@@ -25,7 +25,7 @@ class DetectionCollector:
     """
 
     def __init__(self) -> None:
-        self._chunks: list[Tensor] = []  # (n, 6): box, score, label; float32 holds labels up to 2^24
+        self._chunks: list[Tensor] = []  # (n, 6 + 2P): box, score, label, landmarks; float32 holds labels up to 2^24
         self._ids: list[np.ndarray] = []  # (n,) image id of each row
         self._fresh: list[np.ndarray] = []  # (n,) bool, false for rows of an image that came before
         self._seen: dict[int, None] = {}
@@ -106,11 +106,14 @@ class DetectionCollector:
                 f"detections for image id {unknown[0]}, which is not in the truth ({len(truth.image_ids)} images)"
             )
         keep = fresh & (table[:, 5] >= 0)
-        return Detections(truth.rows_of(ids[keep]), table[keep, :4], table[keep, 5].astype(np.int64), table[keep, 4])
+        image, table = truth.rows_of(ids[keep]), table[keep]
+        landmarks = table[:, 6:].reshape(len(table), -1, 2) if table.shape[1] > 6 else None
+        return Detections(image, table[:, :4], table[:, 5].astype(np.int64), table[:, 4], landmarks=landmarks)
 
 
 def _pack(instances: Instances) -> Tensor:
     if instances.scores is None:
         raise ValueError("detections need scores; these Instances have none")
     columns = [instances.boxes, instances.scores.unsqueeze(-1), instances.labels.unsqueeze(-1)]
-    return torch.cat([column.detach().float() for column in columns], dim=-1).reshape(-1, 6)
+    columns += [] if instances.landmarks is None else [instances.landmarks.flatten(-2)]
+    return torch.cat([column.detach().float() for column in columns], dim=-1).flatten(0, -2)

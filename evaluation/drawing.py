@@ -36,7 +36,7 @@ def annotate(
     dashed: np.ndarray | None = None,
     named: bool = True,
 ) -> np.ndarray:
-    """A picture with boxes, coloured by category; lines and letters grow with the picture.
+    """A picture with boxes and landmarks, coloured by category; lines and letters grow with the picture.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
@@ -63,6 +63,8 @@ def annotate(
     places = [_whole(box) for box in boxes]
     for i in order:
         _outline(pen, places[i], colour_of(labels[i]), line, dashed=dashed is not None and bool(dashed[i]))
+    for i in order if instances.landmarks is not None else ():
+        _dots(pen, instances.landmarks[i].tolist(), colour_of(labels[i]), 2 * line)
     taken: list[Rectangle] = []
     for i in order if named else ():
         score = "" if instances.scores is None else f" {float(instances.scores[i]):.2f}"
@@ -99,6 +101,14 @@ def _outline(pen: ImageDraw.ImageDraw, box: Rectangle, colour: Colour, line: int
     for y in range(y0, y1, period):
         for x in (x0, x1 - thick):
             pen.rectangle((x, y, x + thick, min(y + dash, y1)), fill=colour)
+
+
+def _dots(pen: ImageDraw.ImageDraw, points: Sequence[Sequence[float]], colour: Colour, radius: int) -> None:
+    for x, y in points:
+        if math.isfinite(x) and math.isfinite(y):
+            pen.ellipse(
+                (x - radius, y - radius, x + radius, y + radius), fill=colour, outline=CASING, width=radius // 3
+            )
 
 
 def _write(
@@ -183,7 +193,8 @@ def _scaled(image: np.ndarray, instances: Instances) -> tuple[np.ndarray, Instan
     height, width = image.shape[:2]
     ratio = SIDE / max(height, width)
     picture = Image.fromarray(image).resize((max(1, round(width * ratio)), max(1, round(height * ratio))))
-    return np.asarray(picture), replace(instances, boxes=instances.boxes * ratio)
+    landmarks = None if instances.landmarks is None else instances.landmarks * ratio
+    return np.asarray(picture), replace(instances, boxes=instances.boxes * ratio, landmarks=landmarks)
 
 
 def _side_by_side(titles: Sequence[str], panels: Sequence[np.ndarray], legend: dict[str, Colour]) -> Image.Image:

@@ -76,7 +76,7 @@ def overlapping_pairs(
             image and category) are compared.
         truth_groups: (K,) int64.
         overlap: the overlap of given rows.
-        at_least: smallest overlap kept, > 0.
+        at_least: smallest overlap kept; 0 keeps all pairs.
         detection_rows: (D,) the rows `overlap` knows the detections by; by default 0..D-1.
     """
     truths = np.argsort(truth_groups, kind="stable")

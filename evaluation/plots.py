@@ -83,29 +83,33 @@ def _column_mean(values: np.ndarray) -> np.ndarray:
     return np.where(known.any(0), np.where(known, values, 0).sum(0) / np.maximum(known.sum(0), 1), np.nan)
 
 
-def plot_confusion(matrix: np.ndarray, categories: Sequence[str], path: str | Path) -> None:
+def plot_confusion(
+    matrix: np.ndarray, categories: Sequence[str], path: str | Path, *, title: str = "Confusion at IoU 0.5"
+) -> None:
     """A confusion matrix, coloured by each row's shares; counts are written in where they fit.
 
     Args:
-        matrix: (C + 1, C + 1), rows true, columns predicted, background last.
+        matrix: (C + 1, C + 1), rows true, columns predicted, background last; or (C, C + 1) without background's row.
         categories: C names.
         path: the PNG.
+        title: what stands above.
     """
-    size = len(matrix)
+    rows, size = matrix.shape
     names = [clean(name, 22) for name in categories]
     side = float(np.clip(0.42 * size, 3.2, 14))
     font = float(np.clip(72 * side / size * 0.66, 3.5, 9))
     figure = Figure(figsize=(side + 2.6, side + 2.2), layout="constrained")
     axes = figure.add_subplot()
-    dress_axes(axes, "Confusion at IoU 0.5", "predicted", "true")
+    dress_axes(axes, title, "predicted", "true")
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
     upright = max(map(len, [*names, "missed"])) * font * 0.65 > 72 * side / size
     axes.set_xticks(range(size), [*names, "missed"], rotation=90 if upright else 0, fontsize=font)
-    axes.set_yticks(range(size), [*names, "background"], fontsize=font)
+    axes.set_yticks(range(rows), [*names, "background"][:rows], fontsize=font)
     axes.grid(False)
     axes.axvline(size - 1.5, color=MUTED, linewidth=0.8)
-    axes.axhline(size - 1.5, color=MUTED, linewidth=0.8)
+    if rows == size:
+        axes.axhline(size - 1.5, color=MUTED, linewidth=0.8)
     if size <= 25:
         for row, column in np.argwhere(matrix > 0):
             colour = "white" if shares[row, column] > 0.5 else INK

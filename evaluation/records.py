@@ -1,6 +1,6 @@
 """Truth and detections of a whole split as flat columns: what every scorer here reads.
 
-Letters: I images, K truths, D detections, C categories. Boxes are xyxy in pixels; an image is meant by its row in
+Letters: I images, K truths, D detections, C categories, P landmarks. Boxes are xyxy in pixels; an image is meant by its row in
 `Truth.image_ids`, a category by its label 0..C-1.
 """
 
@@ -29,6 +29,7 @@ class Truth:
         difficult: (K,) bool, Pascal VOC's flag; COCO's scores do not read it.
         box_area: (K,) float64, width times height. Given by readers of xywh files, because (x + w) - x is not always w,
             and one bit decides whether an overlap of one half is a match; else computed from the boxes.
+        landmarks: (K, P, 2) float64, (x, y) in pixels, NaN where not known; None where there are none.
 
     Raises:
         ValueError: a column has the wrong shape, image ids repeat, or an image row does not exist.
@@ -42,12 +43,14 @@ class Truth:
     crowd: np.ndarray
     difficult: np.ndarray
     box_area: np.ndarray | None = None
+    landmarks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _convert(self, image_ids=np.int64, image=np.int64, boxes=np.float64, labels=np.int64, area=np.float64)
         _convert(self, crowd=bool, difficult=bool)
         _fill_area(self, "box_area")
         _check_columns(self, ("labels", "area", "crowd", "difficult", "box_area"), rows=len(self.image_ids))
+        _check_landmarks(self)
         if len(np.unique(self.image_ids)) != len(self.image_ids):
             values, counts = np.unique(self.image_ids, return_counts=True)
             raise ValueError(f"image_ids must be unique; {values[counts > 1][:3].tolist()} occur more than once")
@@ -55,9 +58,8 @@ class Truth:
     @staticmethod
     def from_table(table: Table) -> Truth:
         """The truth in a data set's table."""
-        return Truth(
-            table.image_ids, table.image, table.boxes, table.labels, table.area, table.crowd, table.difficult
-        )  # fmt: skip
+        columns = (table.image, table.boxes, table.labels, table.area, table.crowd, table.difficult)
+        return Truth(table.image_ids, *columns, landmarks=table.landmarks)
 
     def rows_of(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each image id; -1 for an id that is not here."""
@@ -82,6 +84,7 @@ class Truth:
         new_row[rows] = np.arange(len(rows))
         keep = new_row[self.image] >= 0
         columns = {name: getattr(self, name)[keep] for name in _TRUTH_COLUMNS}
+        columns["landmarks"] = None if self.landmarks is None else self.landmarks[keep]
         return replace(self, **columns | {"image_ids": self.image_ids[rows], "image": new_row[self.image[keep]]})
 
 
@@ -98,6 +101,7 @@ class Detections:
         labels: (D,) int64, 0..C-1.
         scores: (D,) float32 or float64, finite.
         area: (D,) float64, in square pixels; the box's unless given (a mask's own area for mask AP).
+        landmarks: (D, P, 2) float64, (x, y) in pixels; None where there are none.
 
     Raises:
         ValueError: a column has the wrong shape, or a score is not finite.
@@ -108,6 +112,7 @@ class Detections:
     labels: np.ndarray
     scores: np.ndarray
     area: np.ndarray | None = None
+    landmarks: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _convert(self, image=np.int64, boxes=np.float64, labels=np.int64)
@@ -115,6 +120,7 @@ class Detections:
         _convert(self, scores=scores.dtype if scores.dtype in (np.float32, np.float64) else np.float64)
         _fill_area(self, "area")
         _check_columns(self, ("labels", "scores", "area"), rows=None)
+        _check_landmarks(self)
         if not np.isfinite(self.scores).all():
             row = int(np.flatnonzero(~np.isfinite(self.scores))[0])
             raise ValueError(f"scores must be finite; detection {row} has {self.scores[row]}")
@@ -124,7 +130,9 @@ class Detections:
 
     def select(self, keep: np.ndarray) -> Detections:
         """The detections that a mask or rows pick."""
-        return Detections(self.image[keep], self.boxes[keep], self.labels[keep], self.scores[keep], self.area[keep])
+        landmarks = None if self.landmarks is None else self.landmarks[keep]
+        columns = (self.image, self.boxes, self.labels, self.scores, self.area)
+        return Detections(*(column[keep] for column in columns), landmarks=landmarks)
 
 
 def check_labels(truth: Truth, detections: Detections, num_classes: int) -> None:
@@ -159,3 +167,12 @@ def _check_columns(record: Truth | Detections, names: tuple[str, ...], *, rows: 
             raise ValueError(f"{name} must be ({count},) to go with boxes, got {getattr(record, name).shape}")
     if rows is not None and count and not (record.image.min() >= 0 and record.image.max() < rows):
         raise ValueError(f"image must hold rows 0..{rows - 1} of image_ids, got up to {record.image.max()}")
+
+
+def _check_landmarks(record: Truth | Detections) -> None:
+    if record.landmarks is None:
+        return
+    _convert(record, landmarks=np.float64)
+    shape = record.landmarks.shape
+    if len(shape) != 3 or (shape[0], shape[2]) != (len(record.boxes), 2):
+        raise ValueError(f"landmarks must be ({len(record.boxes)}, P, 2) to go with boxes, got {shape}")

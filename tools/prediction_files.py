@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Sequence
-from itertools import chain, count
+from itertools import chain, count, zip_longest
 from pathlib import Path
 
 import cv2
@@ -33,6 +33,7 @@ class CocoResults:
 
     Pictures and frames are numbered from 1 in the order they were read: that is `image_id`. `category_id` is the label
     plus one. So that nobody has to count, each record also has the names: category, file_name and, of a video, frame.
+    Landmarks stand under "keypoints" as [x, y, visibility, …], visibility always 2.
     """
 
     def __init__(self, path: str | os.PathLike, names: Sequence[str]) -> None:
@@ -40,9 +41,13 @@ class CocoResults:
 
     def write(self, number: int, frame: Frame, found: Instances) -> None:
         place = {"file_name": frame.name} | ({"frame": frame.index} if frame.is_video else {})
-        for label, score, (x0, y0, x1, y1) in _rows(found):
+        landmarks = [] if found.landmarks is None else found.landmarks.tolist()
+        for (label, score, (x0, y0, x1, y1)), points in zip_longest(_rows(found), landmarks):
             box = [round(side, 3) for side in (x0, y0, x1 - x0, y1 - y0)]
             record = {"image_id": number, "category_id": label + 1, "bbox": box, "score": score}
+            record |= (
+                {} if points is None else {"keypoints": [v for x, y in points for v in (round(x, 3), round(y, 3), 2)]}
+            )
             self._file.write(f"{self._before}\n" + json.dumps(record | {"category": self._names[label]} | place))
             self._before = ","
 

@@ -19,6 +19,8 @@ REAL = [
     ("bccd/BCCD", {"train": (205, 2804), "val": (87, 1137), "test": (72, 945)}),
     ("bccd/BCCD/Annotations", {"train": (205, 2804), "val": (87, 1137), "test": (72, 945)}),
     ("deeppcb", {"train": (1000, 6873), "val": (500, 3140), "test": (500, 3140)}),
+    ("mnist", {"train": (60000, 60000), "val": (10000, 10000), "test": (10000, 10000)}),
+    ("flickr8k", {"train": (6000, 0), "val": (1000, 0), "test": (1000, 0)}),  # pictures alone
 ]
 
 

@@ -82,3 +82,19 @@ def test_refuses():
     collector.update([image(1)], [99])
     with pytest.raises(ValueError, match="image id 99, which is not in the truth"):
         collector.detections(TRUTH)
+
+
+def test_landmarks_are_gathered():
+    images = [image(2, seed=3), image(0), image(1, seed=4)]
+    points = [torch.rand(len(one), 3, 2) for one in images]
+    points[0][1, 2] = torch.nan
+    for one, own in zip(images, points, strict=True):
+        one.landmarks = own
+    padded, listed = DetectionCollector(), DetectionCollector()
+    padded.update(Instances.collate(images), [30, 10, 20])
+    listed.update(images, [30, 10, 20])
+    for collector in (padded, listed, padded.merge([])):
+        found = collector.detections(TRUTH)
+        np.testing.assert_array_equal(found.landmarks, torch.cat(points).numpy())
+        np.testing.assert_array_equal(found.select(found.image == 1).landmarks, points[2].numpy())
+    assert DetectionCollector().detections(TRUTH).landmarks is None

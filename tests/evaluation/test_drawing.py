@@ -81,3 +81,16 @@ def test_colours_differ():
     distance = np.abs(colours[:, None] - colours[None]).sum(-1) + 1000 * np.eye(80, dtype=int)
     assert distance[:20, :20].min() > 40
     assert distance.min() > 0
+
+
+def test_landmarks_are_dots():
+    """A dot in the category's colour at each point that is known."""
+    found = objects([100, 60, 200, 150])
+    found.landmarks = torch.tensor([[[130.0, 100.0], [torch.nan, torch.nan], [170.0, 80.0]]])
+    without = annotate(grey(200, 300), objects([100, 60, 200, 150]), NAMES)
+    image = annotate(grey(200, 300), found, NAMES)
+    dots = (image != without).any(-1)
+    assert (image[[100, 80], [130, 170]] == colour_of(0)).all()
+    assert dots[100, 130]
+    assert dots[80, 170]
+    assert 20 < dots.sum() < 200

@@ -111,7 +111,7 @@ def test_truth_from_a_table_and_from_the_file(tmp_path):
     assert truth.area.tolist() == [7, 56]
     assert truth.crowd.tolist() == [True, False]
 
-    columns = ("image_ids", "image", "boxes", "labels", "area", "crowd", "difficult")
+    columns = ("image_ids", "image", "boxes", "labels", "area", "crowd", "difficult", "landmarks")
     table = SimpleNamespace(**{name: getattr(truth, name) for name in columns})
     copy = Truth.from_table(table)
     assert all(np.array_equal(getattr(copy, name), getattr(truth, name)) for name in columns)
