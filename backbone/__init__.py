@@ -28,6 +28,7 @@ from .mobilenet_v2 import (
 from .norms import FrozenBatchNorm2d, Norm, norm_layer
 from .protocol import Backbone, check_backbone
 from .resnet import (
+    resnet10_narrow,
     resnet10_narrow_fpn,
     resnet18,
     resnet18_fpn,
@@ -50,6 +51,7 @@ from .wrap import mobilenet_v3_large_fpn, wrap
 from .zfnet import zfnet
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
+    "resnet10_narrow": resnet10_narrow,
     "resnet10_narrow_fpn": resnet10_narrow_fpn,
     "resnet18": resnet18,
     "resnet34": resnet34,

@@ -290,7 +290,12 @@ def resnet50_fpn_v2(*, norm: Norm = nn.BatchNorm2d) -> BackboneWithFPN:
     return with_fpn(resnet50(norm=norm), norm=norm)
 
 
+def resnet10_narrow(*, norm: Norm = nn.BatchNorm2d) -> ResNet:
+    """One basic block a stage and a quarter of the width: for 128-pixel pictures on a CPU."""
+    return ResNet(BasicBlock, (1, 1, 1, 1), width=16, norm=norm)
+
+
 def resnet10_narrow_fpn(*, norm: Norm = nn.BatchNorm2d) -> BackboneWithFPN:
-    """One basic block a stage, a quarter of the width, and p2..p5 of 64 channels: for 128-pixel pictures on a CPU."""
-    body = ResNet(BasicBlock, (1, 1, 1, 1), width=16, norm=norm)
+    """ResNet-10 of a quarter of the width with p2..p5 of 64 channels."""
+    body = resnet10_narrow(norm=norm)
     return BackboneWithFPN(body, FPN(body.channels, 64))

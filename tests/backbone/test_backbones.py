@@ -86,7 +86,7 @@ def test_every_builder_is_called_alike():
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("resnet50_pfn", "did you mean 'resnet50_fpn'"), ("zzz", "There are: resnet10_narrow_fpn, resnet18")],
+    [("resnet50_pfn", "did you mean 'resnet50_fpn'"), ("zzz", "There are: resnet10_narrow, resnet10_narrow_fpn")],
 )
 def test_unknown_names(name, message):
     with pytest.raises(ValueError, match=message):
