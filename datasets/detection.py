@@ -47,21 +47,24 @@ class DetectionDataset(Dataset):
             table: the annotations.
             resize: (min_size, max_size) of the short and the long side in pixels, or (height, width, True) for exactly
                 that size, see `transforms.resize_shape`.
-            augment: a random change that makes no picture larger, such as `augment.Augment()`, or that brings all to its
-                `size` (height, width), such as `crops.ScaleCrop()`; None for evaluation.
+            augment: a random change that makes no picture larger, such as `augment.Augment()`, or that brings original
+                pictures to its `size` (height, width) itself, such as `crops.ScaleCrop()`; None for evaluation.
             seed: of the random changes.
-            cache: keep the resized pictures in memory shared by all workers; for sets that fit there.
+            cache: keep the pictures, resized, in memory shared by all workers; for sets that fit there.
         """
         if not len(table):
             raise DataError("there are no pictures in this data set or split")
         # Without what no box needs: workers would copy those many small objects page by page.
         self.table = replace(table, segmentations=None, captions=None)
         self.augment, self.seed = augment, seed
-        self.shapes = np.array([resize_shape(*size, *resize) for size in table.sizes.tolist()])  # (I, 2)
         self._offsets = table.offsets
         size = getattr(augment, "size", None)  # of what comes out, where that is the same for all
-        self.out_shapes = self.shapes if size is None else np.tile(np.array(size), (len(table), 1))
-        self.frame_multiple = frame_multiple(resize) if size is None else 1
+        if size is None:
+            self.shapes = np.array([resize_shape(*size, *resize) for size in table.sizes.tolist()])  # (I, 2)
+            self.out_shapes, self.frame_multiple = self.shapes, frame_multiple(resize)
+        else:  # it cuts from the original pictures: resized before, they would be blurred twice
+            self.shapes, self.out_shapes = table.sizes, np.tile(np.array(size), (len(table), 1))
+            self.frame_multiple = 1
         self._cache = _Cache(self.shapes) if cache else None
 
     def __len__(self) -> int:

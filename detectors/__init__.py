@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 
+from .autoencoder import Autoencoder, autoencoder
+from .averaging import average_with
 from .checkpoint import load_with, save
+from .classification import Classifier, classifier
+from .ensemble import Ensemble, ensemble
 from .faster_rcnn import (
     FasterRCNN,
     faster_rcnn,
@@ -16,7 +20,9 @@ from .faster_rcnn import (
     faster_rcnn_mobilenet_v3,
     faster_rcnn_v2,
 )
+from .localization import Localization, localization
 from .model import Detector
+from .overfeat import OverFeat, overfeat
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
@@ -24,6 +30,10 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn_mobilenet_v3": faster_rcnn_mobilenet_v3,
     "faster_rcnn_c4": faster_rcnn_c4,
     "faster_rcnn_c5": faster_rcnn_c5,
+    "localization": localization,
+    "overfeat": overfeat,
+    "classifier": classifier,
+    "autoencoder": autoencoder,
 }
 
 
@@ -40,3 +50,18 @@ def load(path: str | os.PathLike, *, device: torch.device | str | None = None) -
         WeightsError: the file is missing, damaged, no Sightline checkpoint, or holds pickled code.
     """
     return load_with(DETECTORS, path, device)
+
+
+def average_weights(paths: Sequence[str | os.PathLike], *, device: torch.device | str | None = None) -> Detector:
+    """One detector with the mean of several checkpoints' weights: of a run's last epochs, or of fine-tuned runs.
+
+    Means are taken in float64; whole numbers (counters) are the last checkpoint's.
+
+    Args:
+        paths: checkpoints of one architecture, categories and size of pictures; as for `load`.
+        device: where to put it; by default the GPU where there is one.
+
+    Raises:
+        WeightsError: a file cannot be loaded, or they do not go together.
+    """
+    return average_with(DETECTORS, paths, device)

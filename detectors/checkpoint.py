@@ -41,13 +41,14 @@ def load_with(
         raise WeightsError(
             f"{path} holds a {architecture['name']!r}, which this version does not know (it knows {', '.join(builders)})"
         )
-    arguments = architecture["arguments"] | {"weights": None, "backbone_weights": None}
+    arguments = dict(architecture["arguments"])
+    arguments |= dict.fromkeys({"weights", "backbone_weights"} & arguments.keys())
     try:
         model = builders[architecture["name"]](**arguments)
     except TypeError as error:
         raise WeightsError(f"{path} was written by another version of Sightline, whose {error}") from error
     load_weights(model, path, key="state_dict", rename=((r"^detector\.", ""),))
-    if len(about["categories"]) != len(model.categories):
+    if "num_classes" in arguments and len(about["categories"]) != len(model.categories):  # an autoencoder has none
         raise WeightsError(
             f"{path} names {len(about['categories'])} categories for a model of {len(model.categories)}; it was changed by hand"
         )

@@ -26,7 +26,8 @@ def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> 
         model: on any device; it is run in evaluation mode and left in the mode it was in.
         source: what `datasets.sources.frames` takes (a picture, folder, pattern, video, stream, camera), an
             (H, W, 3) uint8 RGB array, or a list of these.
-        score: the least score of a detection; below the model's own threshold it changes nothing.
+        score: the least score of a detection; below the model's own threshold it changes nothing. A classifier's best
+            answer is given whatever its score.
         every: of a video, only every so many frames.
 
     Yields:
@@ -51,8 +52,11 @@ def find(model: Detector, image: Tensor, *, score: float = 0.5) -> Instances:
     with evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
         found = model.detect(batch.images.to(device), batch.sizes.to(device)).to("cpu")
     found = found[0].to_original(sample.info)
-    found = found[found.scores >= score]
-    return found[found.scores.argsort(descending=True, stable=True)]
+    found = found[found.scores.argsort(descending=True, stable=True)]
+    kept = found.scores >= score
+    if model.task == "classification":
+        kept[:1] = True  # a classifier always has an answer
+    return found[kept]
 
 
 @contextmanager

@@ -71,7 +71,7 @@ class Detector(nn.Module):
 
         Args:
             source: an image file, a folder, a glob, a video, a camera's number, an (H, W, 3) uint8 RGB array, or a list.
-            score: the least score of a detection.
+            score: the least score of a detection; a classifier's best answer is given whatever its score.
             every: of a video, only every so many frames.
 
         Raises:

@@ -43,6 +43,7 @@ class LocalizationResult:
             best of those that overlap alike; -1 for none.
         overlap: (K,) float64, its IoU; 0 for none.
         answer: (K,) int64, its label; -1 for none.
+        places: whether boxes are judged; a classifier's answers have none, so that what is named is found.
         distance: (K, P) float64, from its landmarks to the object's, in square roots of the box's area; NaN where the
             truth is not known, infinite where there is no answer. None where nothing was to be compared.
     """
@@ -57,12 +58,14 @@ class LocalizationResult:
     best: np.ndarray
     overlap: np.ndarray
     answer: np.ndarray
+    places: bool = True
     distance: np.ndarray | None = None
 
     def summary(self) -> dict[str, float]:
         """top1_error, top5_error, localization_error, localization5_error in [0, 1], and IoU; -1 without any truth.
 
-        With landmarks also landmark_error, their mean distance over those answered, and PCK, the share within 0.1.
+        Only the first two where places are not judged. With landmarks also landmark_error, their mean distance over those
+        answered, and PCK, the share within 0.1.
         """
         one, five = LIMITS
         numbers = {
@@ -72,6 +75,8 @@ class LocalizationResult:
             "localization5_error": _share(~self.found[five]),
             "IoU": _share(self.overlap),
         }
+        if not self.places:
+            return {name: numbers[name] for name in ("top1_error", "top5_error")}
         return numbers | ({} if self.distance is None else self._of_landmarks(self.distance))
 
     def _of_landmarks(self, distance: np.ndarray) -> dict[str, float]:
@@ -79,19 +84,14 @@ class LocalizationResult:
         return {"landmark_error": _share(known[np.isfinite(known)]), "PCK": _share(known <= CLOSE)}
 
     def per_class(self) -> list[dict[str, str | float | int]]:
-        """One record a category: category, truths, top1_error, localization_error and IoU."""
+        """One record a category: category, truths, top1_error and, where places are judged, localization_error and IoU."""
         records, one = [], LIMITS[0]
         for label, name in enumerate(self.categories):
             rows = self.labels == label
-            records.append(
-                {
-                    "category": name,
-                    "truths": int(rows.sum()),
-                    "top1_error": _share(~self.named[one][rows]),
-                    "localization_error": _share(~self.found[one][rows]),
-                    "IoU": _share(self.overlap[rows]),
-                }
-            )
+            record = {"category": name, "truths": int(rows.sum()), "top1_error": _share(~self.named[one][rows])}
+            if self.places:
+                record |= {"localization_error": _share(~self.found[one][rows]), "IoU": _share(self.overlap[rows])}
+            records.append(record)
         return records
 
     def table(self) -> str:
@@ -114,13 +114,16 @@ TITLES = {
 }
 
 
-def evaluate_localization(truth: Truth, detections: Detections, categories: Sequence[str]) -> LocalizationResult:
+def evaluate_localization(
+    truth: Truth, detections: Detections, categories: Sequence[str], *, places: bool = True
+) -> LocalizationResult:
     """Scores the best answers in each picture.
 
     Args:
         truth: objects of I images; crowds do not count.
         detections: D detections in those images.
         categories: C names; labels index them.
+        places: judge boxes too; False for classifiers, which only name.
 
     Raises:
         ValueError: a label has no category, or an image row does not exist.
@@ -138,7 +141,7 @@ def evaluate_localization(truth: Truth, detections: Detections, categories: Sequ
     answers, objects = looked[pairs.detection], pairs.truth
     within = {limit: place[answers] < limit * objects_of[answers] for limit in LIMITS}
     alike = detections.labels[answers] == truth.labels[rows[objects]]
-    near = alike & (pairs.overlap >= IOU)
+    near = alike & (pairs.overlap >= IOU) if places else alike
 
     def per_object(which: np.ndarray) -> np.ndarray:
         return np.bincount(objects[which], minlength=len(rows)) > 0
@@ -159,7 +162,8 @@ def evaluate_localization(truth: Truth, detections: Detections, categories: Sequ
         best=best,
         overlap=largest,
         answer=np.append(detections.labels, -1)[best],
-        distance=_distance(truth, detections, rows, best),
+        places=places,
+        distance=_distance(truth, detections, rows, best) if places else None,
     )
 
 

@@ -33,7 +33,7 @@ def localization_sections(
 
 def _headline(result: LocalizationResult) -> str:
     summary = result.summary()
-    large = {title: percent(summary[name]) for name, title in HEADLINE.items()}
+    large = {title: percent(summary[name]) for name, title in HEADLINE.items() if name in summary}
     rows = [[escape(TITLES[name]), name, percent(value)] for name, value in summary.items()]
     note = "All in percent. A picture of n objects has its n best-scored answers looked at."
     return f"{cards(large)}{table(('measure', 'name', 'percent'), rows)}<p class=note>{note}</p>"
@@ -55,13 +55,12 @@ def answer_matrix(result: LocalizationResult) -> np.ndarray:
 
 
 def _categories(result: LocalizationResult) -> str:
-    header = ("category", "objects", "mean IoU", "top-1 error", "localization error")
+    columns = HEADLINE if result.places else {"top1_error": HEADLINE["top1_error"]}
     rows = [
-        [escape(record["category"]), f"{record['truths']:,}"]
-        + [percent(record[name]) for name in ("IoU", "top1_error", "localization_error")]
+        [escape(record["category"]), f"{record['truths']:,}", *(percent(record[name]) for name in columns)]
         for record in result.per_class()
     ]
-    return f"<h2>Categories</h2>{table(header, rows, bars=2)}"
+    return f"<h2>Categories</h2>{table(('category', 'objects', *columns.values()), rows, bars=2)}"
 
 
 def _worst_images(truth: Truth, result: LocalizationResult, mistakes: np.ndarray, pictures: Pictures) -> str:

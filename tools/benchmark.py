@@ -65,8 +65,11 @@ def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> 
         except DataError as error:
             print(f"{spec}: not scored: {error}")
             continue
+        summary = scored.result.summary()
+        if model.task != "detection":
+            print(f"{spec}: " + "   ".join(f"{name} {value:.3f}" for name, value in summary.items()))
         for row in mine:
-            row.AP = scored.result.summary()["AP"]
+            row.AP = summary.get("AP")
 
 
 def text_table(rows: list[Row]) -> str:

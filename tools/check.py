@@ -21,7 +21,9 @@ def main(argv: list[str] | None = None) -> int:
         description="Finds everything wrong with a data set: bad annotations, broken pictures, copies across splits.",
         epilog="Exit code 0: a training could start. 1: something has to be mended first.",
     )
-    parser.add_argument("data", metavar="DATA", help="a file or folder: COCO, Pascal VOC, YOLO, DeepPCB, MNIST, class folders")
+    parser.add_argument(
+        "data", metavar="DATA", help="a file or folder: COCO, Pascal VOC, YOLO, DeepPCB, MNIST, class folders"
+    )
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     arguments = parser.parse_args(argv)
     problems = check(arguments.data, progress=not arguments.no_progress)

@@ -2,6 +2,9 @@
 
 sightline evaluate runs/shapes/1/checkpoints/best.ckpt --data shapes
 sightline evaluate best.ckpt --data voc/ --split test --voc
+sightline evaluate best.ckpt --data voc/ --largest 1         # a localizer of one object a picture
+sightline evaluate best.ckpt --data classes/ --crops 10 --scales 224 256 384 480 640
+sightline evaluate best.ckpt --ensemble other.ckpt third.ckpt
 sightline evaluate --predictions results.json --truth instances_val2017.json
 """
 
@@ -15,7 +18,7 @@ from pathlib import Path
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.detection import read_picture
 from sightline.datasets.table import DataError, Table
-from sightline.detectors import load
+from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
 from sightline.evaluation import (
     ReportInputs,
@@ -26,8 +29,9 @@ from sightline.evaluation import (
     write_report,
     write_results,
 )
+from sightline.tools.checkpoints import add_options, load_model
 from sightline.tools.main import run
-from sightline.training import Scored, score
+from sightline.training import Crops, Scored, score, score_crops
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -61,6 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a best.ckpt of `sightline train`")
     parser.add_argument("--data", default="shapes", metavar="PATH", help="data set in any known form (shapes)")
     parser.add_argument("--split", default="val", help="train, val, test, or the data set's own name for a part (val)")
+    parser.add_argument("--largest", type=_positive, metavar="N", help="keep the N largest objects of a picture alone")
+    add_options(parser)
+    parser.add_argument("--crops", type=int, choices=[1, 10], help="classifiers: the mean over crops at each scale")
+    parser.add_argument(
+        "--scales", type=_positive, nargs="+", metavar="N", help="of --crops: short sides in pixels (8/7 of a crop's)"
+    )
+    parser.add_argument("--crop", type=_positive, metavar="N", help="of --crops: a crop's side (the model's, or 224)")
     parser.add_argument("--predictions", metavar="FILE", help="COCO results json to score instead of a checkpoint")
     parser.add_argument("--truth", metavar="FILE", help="COCO json that the predictions are scored against")
     parser.add_argument(
@@ -70,22 +81,41 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     parser.add_argument("--save-predictions", metavar="FILE", help="write the detections as COCO results json")
     parser.add_argument("--report", metavar="FOLDER", help="write report.html with curves and pictures here")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures at a time (8)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures, or crops, at a time (8)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
     return parser
 
 
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
+    return int(text)
+
+
 def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Table]:
-    model = load(arguments.checkpoint, device=usable_device(arguments.device))
+    if (arguments.scales or arguments.crop) and not arguments.crops:
+        raise DataError("--scales and --crop say which crops to average; say how many, too: --crops 1 or --crops 10")
+    model = load_model(arguments, usable_device(arguments.device))
+    if arguments.voc and model.task != "detection":
+        raise DataError(f"--voc scores detectors; {arguments.checkpoint} is made for {model.task}: leave --voc out")
     table = _table(arguments.data, arguments.split)
+    if arguments.largest is not None:
+        table = table.largest(arguments.largest)
     if table.problems.counts:
         print(table.problems.summary(), file=sys.stderr)
-    limits = tuple(arguments.max_dets)
-    scored = score(model, table, batch_size=arguments.batch, num_workers=arguments.workers, max_dets=limits)
+    scored = _scored(model, table, arguments)
     if arguments.save_predictions:
         write_results(arguments.save_predictions, scored.detections, table.image_ids, table.category_ids)
     return scored, table.categories, table
+
+
+def _scored(model: Detector, table: Table, arguments: argparse.Namespace) -> Scored:
+    batch_size, workers = arguments.batch, arguments.workers
+    if arguments.crops:
+        crops = Crops.of(model, count=arguments.crops, scales=arguments.scales, size=arguments.crop)
+        return score_crops(model, table, crops, batch_size=batch_size, num_workers=workers)
+    return score(model, table, batch_size=batch_size, num_workers=workers, max_dets=tuple(arguments.max_dets))
 
 
 def _table(path: str, split: str) -> Table:
@@ -109,15 +139,18 @@ def _of_predictions(arguments: argparse.Namespace) -> tuple[Scored, list[str], N
     return Scored(truth, detections, result, 0.0), names, None
 
 
+COLUMNS = ("AP", "AP50", "AR", "top1_error", "localization_error", "IoU")  # those of them that a task has are printed
+
+
 def _classes(per_class: list[dict]) -> str:
     """A line a category, the commonest first."""
     width = max([8, *(len(row["category"]) for row in per_class)])
-    lines = [f"\n{'category':<{width}} {'objects':>8} {'AP':>6} {'AP50':>6} {'AR':>6}"]
+    columns = [name for name in COLUMNS if per_class and name in per_class[0]]
+    lines = [f"\n{'category':<{width}} {'objects':>8}" + "".join(f" {name:>6}" for name in columns)]
     for row in sorted(per_class, key=lambda row: -row["truths"]):
         if row["truths"]:
-            lines.append(
-                f"{row['category']:<{width}} {row['truths']:>8} {row['AP']:6.3f} {row['AP50']:6.3f} {row['AR']:6.3f}"
-            )
+            numbers = "".join(f" {row[name]:{max(6, len(name))}.3f}" for name in columns)
+            lines.append(f"{row['category']:<{width}} {row['truths']:>8}{numbers}")
     return "\n".join(lines)
 
 

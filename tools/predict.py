@@ -3,11 +3,13 @@
     sightline predict best.ckpt street.jpg
     sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
     sightline predict best.ckpt "in/*.png" --classes person car --score 0.7 --no-pictures --csv found.csv
+    sightline predict best.ckpt --ensemble other.ckpt --out both street.jpg
     sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
 
 Annotated pictures and videos go to `predictions/` or `--out FOLDER`. In the json, a list of COCO's results, `image_id`
 counts pictures and frames from 1 in the order they are read, and `category_id` is the label plus one; the file's, the
-category's name and the frame's number stand beside them. Memory stays the same however long a video is.
+category's name and the frame's number stand beside them. A classifier's answer is a box around the whole picture; its
+best one is given whatever its score. Memory stays the same however long a video is.
 """
 
 from __future__ import annotations
@@ -28,8 +30,9 @@ from tqdm import tqdm
 from sightline.datasets.sources import Frames, frames
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc
-from sightline.detectors import Detector, load
+from sightline.detectors import Detector
 from sightline.detectors.inference import find, usable_device
+from sightline.tools.checkpoints import add_options, load_model
 from sightline.tools.main import run
 from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable
 
@@ -40,7 +43,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
     arguments = _arguments(argv)
     pictures = frames(arguments.sources, arguments.every)
-    model = load(arguments.checkpoint, device=usable_device(arguments.device))
+    model = load_model(arguments, usable_device(arguments.device))
     wanted = labels_of(arguments.classes, model.categories)
     with ExitStack() as files:
         writers = [files.enter_context(writer) for writer in _writers(arguments, pictures, model.categories)]
@@ -168,6 +171,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "sources", metavar="SOURCE", nargs="+", help="a picture, folder, pattern, video, stream or camera's number"
     )
+    add_options(parser)
     parser.add_argument("--out", metavar="FOLDER", default="predictions", help="for annotated pictures (predictions)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing; needs --json or --csv")
     parser.add_argument("--json", metavar="FILE", help="all detections as COCO's results")

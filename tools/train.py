@@ -3,6 +3,7 @@
 sightline train                                  # a small Faster R-CNN on the built-in shapes
 sightline train faster_rcnn --data coco/         # on your pictures
 sightline train --resume runs/faster_rcnn/1      # goes on where a run stopped
+sightline train --run.overfit true               # can the model learn one batch by heart?
 sightline train --list                           # the recipes
 """
 
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
@@ -29,10 +30,25 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.table import DataError
-from sightline.detectors import load
+from sightline.detectors import load, save
 from sightline.tools.main import run
-from sightline.training import MONITORS, DetectionTraining, SaveOnInterrupt, StagedUnfreezing, score
+from sightline.tools.train_search import Outcome, search, take_plan
+from sightline.training import (
+    MONITORS,
+    DetectionTraining,
+    PlateauUnfreezing,
+    SaveOnInterrupt,
+    StagedUnfreezing,
+    TrainingError,
+    UpdateRatios,
+    overfit,
+    rate_finder,
+    score,
+)
+from sightline.training.last_layer import fit_last_layer
 from sightline.training.metrics import ContinuedCSVLogger
+from sightline.training.overfit import STEPS_ALONE, OverfitOneBatch, mixed
+from sightline.training.rate_finder import find_rate
 from sightline.training.run_folder import RunFolder
 
 RECIPES = resources.files("sightline.training.recipes")
@@ -41,6 +57,7 @@ HELP = """usage: sightline train [RECIPE] [--data PATH] [--any.option value …]
     RECIPE               a name of `sightline train --list`, or a config.yaml; `shapes` without --data, else `faster_rcnn`
     --data PATH          a data set in COCO, Pascal VOC or YOLO form
     --resume FOLDER      goes on with a run, e.g. runs/faster_rcnn/1, or the latest in runs/faster_rcnn
+    --search N           N runs with other learning rates and weight decays, coarse then fine (docs/training.md)
     --list               the recipes, a line each
     --print_config       the whole configuration as YAML, with every option there is
     --runs FOLDER        where run folders are made (runs)
@@ -49,25 +66,50 @@ Often used:
     --trainer.max_epochs 24        --data.batch_size 8        --data.min_size 640 --data.max_size 1066
     --model.optimizer.lr 0.005     --run.ema 0.999            --run.patience 5
     --trainer.precision bf16-mixed --trainer.devices 2        --seed_everything 1
+    --run.unfreeze plateau         --run.ratios true
+
+In place of training:
+    --run.overfit true             can the model learn one batch by heart? (exit code 1: it cannot)
+    --run.find_rate true           a learning rate, from the loss at rising rates
+    --run.linear svm               a classifier's last layer alone, as a linear model on fixed features
 
 `sightline train RECIPE --help` lists every option with its type."""
 
 
 @dataclass
 class RunOptions:
-    """What happens around the steps.
+    """What happens around the steps, or in their place.
 
     Args:
         ema: decay of a moving average of the weights (0.999, say), which is then validated and saved; null for none.
         patience: stop after so many validations without a better score; null to go on to the end.
-        unfreeze: epochs at each of which one more stage of the backbone is trained, from the last downwards.
+        unfreeze: epochs at each of which one more stage of the backbone is trained, from the last downwards; or
+            "plateau", for one more whenever the score does not improve.
+        unfreeze_patience: how many validations without a better score make a plateau.
+        ratios: log by how much steps change the weights, stage by stage; about 1e-3 of their size is healthy.
         tensorboard: log to TensorBoard too.
+        overfit: do not train, but see whether the model can learn one batch by heart.
+        find_rate: do not train, but let the learning rate rise until the loss diverges, and suggest one.
+        linear: do not train by gradient, but fit a classifier's last layer to the features of the rest, as linear
+            support vector machines ("svm") or softmax regression ("softmax").
+        linear_c: how much errors weigh against small weights in that fit; null chooses by cross-validation.
     """
 
     ema: float | None = None
     patience: int | None = None
-    unfreeze: list[int] | None = None
+    unfreeze: list[int] | Literal["plateau"] | None = None
+    unfreeze_patience: int = 2
+    ratios: bool = False
     tensorboard: bool = False
+    overfit: bool = False
+    find_rate: bool = False
+    linear: Literal["svm", "softmax"] | None = None
+    linear_c: float | None = None
+
+    @property
+    def only_steps(self) -> int | None:
+        """How many steps are taken where a few of them are all that is done, with no validation and no checkpoint."""
+        return overfit.STEPS if self.overfit else rate_finder.STEPS if self.find_rate else None
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -80,9 +122,13 @@ def main(argv: list[str] | None = None) -> int:
         print("\n".join(f"{name:<20} {text}" for name, text in recipes().items()))
         return 0
     root, resume = _take(argv, "--runs") or "runs", _take(argv, "--resume")
-    arguments, folder = _resumed(resume, argv) if resume else _started(root, argv)
-    TrainCLI(arguments, folder).train(resume=resume is not None)
-    return 0
+    if resume:
+        return TrainCLI(*_resumed(resume, argv)).train(resume=True)
+    plan = take_plan(argv)
+    arguments, recipe = _started(argv)
+    if plan is None:
+        return TrainCLI(arguments, lambda: _new_folder(root, recipe)).train()
+    return search(plan, root, recipe, lambda options, parent: _trial([*arguments, *options], parent))
 
 
 def recipes() -> dict[str, str]:
@@ -152,8 +198,14 @@ class TrainCLI(LightningCLI):
         self.datamodule = self._data  # the one that has read the annotations already
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        self.folder = self._folder()
-        options, folder = self.config_init.run, self.folder
+        options: RunOptions = self.config_init.run
+        _check_one_thing(options)
+        self.folder = folder = self._folder()
+        if options.only_steps is not None:
+            kwargs |= STEPS_ALONE | {"overfit_batches": int(options.overfit)}
+            if self.config_init.trainer.max_steps == -1:
+                kwargs["max_steps"] = options.only_steps
+            return super().instantiate_trainer(**kwargs)
         loggers = [ContinuedCSVLogger(folder.path.parent, name="", version=folder.path.name)]
         if options.tensorboard:
             loggers.append(TensorBoardLogger(folder.path, name="tensorboard", version=""))
@@ -172,24 +224,80 @@ class TrainCLI(LightningCLI):
             callbacks.append(EMAWeightAveraging(decay=options.ema))
         if options.patience is not None:
             callbacks.append(EarlyStopping(name, mode=mode, patience=options.patience, min_delta=0.0))
-        if options.unfreeze is not None:
+        if options.unfreeze == "plateau":
+            callbacks.append(PlateauUnfreezing(MONITORS[self.model.detector.task], options.unfreeze_patience))
+        elif options.unfreeze is not None:
             callbacks.append(StagedUnfreezing(options.unfreeze))
+        if options.ratios:
+            callbacks.append(UpdateRatios())
         return callbacks
 
-    def train(self, *, resume: bool) -> None:
-        """Trains, then scores the best checkpoint and writes the report."""
-        folder, started = self.folder, time.perf_counter()
+    def train(self, *, resume: bool = False) -> int:
+        """Trains, then scores the best checkpoint and writes the report; or does what stands in place of training.
+
+        Returns:
+            The exit code: 1 where a batch could not be learnt.
+        """
+        options, folder, started = self.config_init.run, self.folder, time.perf_counter()
+        if options.overfit:
+            return self._overfit()
+        if options.find_rate:
+            return self._find_rate()
         if self.trainer.is_global_zero and not resume:
             self.parser.save(self.config, folder.config, skip_none=False, overwrite=True)
-        checkpoint = str(folder.last) if resume else None
+        if options.linear is not None:
+            self._fit_last_layer(options)
+        else:
+            self._fit(str(folder.last) if resume else None)
+        if self.trainer.is_global_zero:
+            self._finish(time.perf_counter() - started)
+        return 0
+
+    def _fit(self, checkpoint: str | None) -> None:
         try:
             self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         except SystemExit:  # how Lightning ends an interrupted run
-            if folder.last.exists():
-                print(f"go on with: sightline train --resume {folder.path}")
+            if self.folder.last.exists():
+                print(f"go on with: sightline train --resume {self.folder.path}")
             raise
-        if self.trainer.is_global_zero:
-            self._finish(time.perf_counter() - started)
+
+    def _overfit(self) -> int:
+        watch, tables = OverfitOneBatch(self.trainer.max_steps), self.datamodule.tables
+        tables["train"] = mixed(tables["train"], self.datamodule.seed)
+        self.trainer.callbacks.append(watch)
+        self.trainer.fit(self.model, self.datamodule)
+        watch.verdict.write(self.folder.path / "overfit.csv")
+        print(f"\n{watch.verdict}")
+        return 0 if watch.verdict.learnt else 1
+
+    def _find_rate(self) -> int:
+        curve = find_rate(self.trainer, self.model, self.datamodule)
+        curve.write(self.folder.path)
+        print(f"\n{curve.describe()}\nsee {self.folder.path / 'rate_curve.png'}")
+        return 0
+
+    def _fit_last_layer(self, options: RunOptions) -> None:
+        data, detector, folder = self.datamodule, self.model.detector, self.folder
+        detector.categories, detector.resize = list(data.categories), tuple(data.resize)
+        tried = fit_last_layer(
+            detector.to(self.trainer.strategy.root_device),
+            data.tables["train"],
+            options.linear,
+            c=options.linear_c,
+            cache=folder.path.parent / "features",
+            batch_size=data.batch_size,
+            num_workers=data.num_workers,
+        )
+        for c, accuracy in tried.items():
+            print(f"c {c:<8g} right in cross-validation: {accuracy:.4f}")
+        folder.checkpoints.mkdir(parents=True, exist_ok=True)
+        save(detector, folder.best)
+
+    @property
+    def reached(self) -> float | None:
+        """The best checkpoint's score, of `MONITORS`; None where nothing was saved."""
+        best = self.trainer.checkpoint_callback.best_model_score
+        return None if best is None else float(best)
 
     def _finish(self, seconds: float) -> None:
         folder, table = self.folder, self.datamodule.tables["val"]
@@ -208,8 +316,14 @@ class TrainCLI(LightningCLI):
         print(f"\n{scored.result.table()}\n\ntrained in {seconds:.0f} s; see {folder.path / 'report.html'}")
 
 
-def _started(root: str, argv: list[str]) -> tuple[list[str], Callable[[], RunFolder]]:
-    """A new run's options and folder."""
+def _check_one_thing(options: RunOptions) -> None:
+    asked = [name for name in ("overfit", "find_rate", "linear") if getattr(options, name)]
+    if len(asked) > 1:
+        raise DataError(f"--run.{asked[0]} and --run.{asked[1]} each stand in place of training: ask for one of them")
+
+
+def _started(argv: list[str]) -> tuple[list[str], str]:
+    """A new run's options and the name of its recipe."""
     data = "--data" in argv or any(a.startswith(("--data=", "--data.path")) for a in argv)
     recipe = argv.pop(0) if argv and not argv[0].startswith("-") else "faster_rcnn" if data else "shapes"
     known = recipes()
@@ -221,7 +335,23 @@ def _started(root: str, argv: list[str]) -> tuple[list[str], Callable[[], RunFol
         close = difflib.get_close_matches(recipe, known, n=1)
         hint = f"; did you mean {close[0]!r}?" if close else ""
         raise DataError(f"no recipe {recipe!r}{hint} There are: {', '.join(known)}; or name a YAML file")
-    return ["--config", path, *_with_data_path(argv)], lambda: _new_folder(root, recipe)
+    return ["--config", path, *_with_data_path(argv)], recipe
+
+
+def _trial(arguments: list[str], parent: Callable[[], Path]) -> Outcome:
+    """One run of a search, in a folder of its own."""
+    os.environ.pop("SIGHTLINE_RUN_FOLDER", None)
+    cli = TrainCLI(arguments, lambda: _new_folder(str(parent().parent), parent().name))
+    if cli.trainer.world_size > 1 or cli.config_init.run.only_steps or cli.config_init.run.linear:
+        raise DataError("a search trains its runs one after the other on one device: leave out --trainer.devices, "
+                        "--run.overfit, --run.find_rate and --run.linear")  # fmt: skip
+    measure, mode = MONITORS[cli.model.detector.task]
+    try:
+        cli.train()
+    except TrainingError as error:
+        print(f"this run failed: {error}", file=sys.stderr)
+        return Outcome(measure, mode, None, str(cli.folder.path))
+    return Outcome(measure, mode, cli.reached, str(cli.folder.path))
 
 
 def _new_folder(root: str, recipe: str) -> RunFolder:

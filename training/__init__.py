@@ -1,7 +1,11 @@
 """Lightning training of every head: modules, schedules, callbacks, recipes and run folders."""
 
-from .callbacks import SaveOnInterrupt, StagedUnfreezing
+from .callbacks import SaveOnInterrupt
+from .crop_voting import Crops, crop_probabilities, score_crops
 from .detection import DetectionTraining, TrainingError
+from .linear import LinearModel, fit_softmax, fit_svm, fit_svms
+from .ratios import UpdateRatios
 from .schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay
 from .scoring import Scored, detect_all, score
 from .tasks import MONITORS
+from .unfreezing import PlateauUnfreezing, StagedUnfreezing

@@ -1,17 +1,14 @@
-"""What happens beside the steps of a run: stopping on Ctrl-C, and thawing a pretrained backbone stage by stage."""
+"""What happens beside the steps of a run: stopping on Ctrl-C."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
-
-from ..backbone import freeze_stages
 
 
 class SaveOnInterrupt(Callback):
@@ -52,30 +49,3 @@ class SaveOnInterrupt(Callback):
         if self._before is not None:
             signal.signal(signal.SIGINT, self._before)
             self._before = None
-
-
-class StagedUnfreezing(Callback):
-    """Trains the new layers first, then thaws the backbone from its last stage downwards.
-
-    Args:
-        epochs: ascending; at the i-th of them, i stages of the backbone train (none before the first).
-    """
-
-    def __init__(self, epochs: Sequence[int]) -> None:
-        if list(epochs) != sorted(epochs) or any(epoch < 0 for epoch in epochs):
-            raise ValueError(f"the epochs of unfreezing must be ascending and not negative, got {list(epochs)}")
-        self.epochs = list(epochs)
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        count = len(pl_module.detector.backbone.stage_prefixes)
-        if len(self.epochs) > count:
-            raise ValueError(f"{len(self.epochs)} epochs of unfreezing for a backbone of {count} stages")
-        finds_unused = getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
-        if trainer.world_size > 1 and not finds_unused:
-            raise ValueError(
-                "staged unfreezing on several devices needs --trainer.strategy ddp_find_unused_parameters_true"
-            )
-
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        stages = sum(trainer.current_epoch >= epoch for epoch in self.epochs)
-        freeze_stages(pl_module.detector.backbone, stages)

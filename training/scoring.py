@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -58,15 +58,27 @@ def score(
     Raises:
         DataError: the data set has a category that the model does not know.
     """
-    to_data = data_labels(model.categories, table.categories)
+    data_labels(model.categories, table.categories)  # raises before the work, not after it
     loader = loader_for(DetectionDataset(table, resize=model.resize), batch_size, num_workers=num_workers)
     started = time.perf_counter()
     collector = detect_all(model, loader, progress=progress)
-    seconds = time.perf_counter() - started
+    return judge(model, table, collector, seconds=time.perf_counter() - started, max_dets=max_dets)
+
+
+def judge(
+    model: Detector,
+    table: Table,
+    collector: DetectionCollector,
+    *,
+    seconds: float,
+    max_dets: tuple[int, ...] = (1, 10, 100),
+) -> Scored:
+    """Scores what a model found in a table's pictures; arguments as for `score`, in the original pictures' pixels."""
+    to_data = data_labels(model.categories, table.categories)
     truth = Truth.from_table(table)
     found = collector.detections(truth)
     labels = to_data[found.labels]
-    found = Detections(found.image, found.boxes, labels, found.scores).select(labels >= 0)
+    found = replace(found, labels=labels).select(labels >= 0)
     result = evaluate(model.task, truth, found, table.categories, max_dets=max_dets)
     return Scored(truth, found, result, seconds)
 

@@ -48,4 +48,4 @@ def evaluate(
         raise DataError("an autoencoder finds nothing that could be scored; its measure is val/loss in metrics.csv")
     if task == "detection":
         return evaluate_coco(truth, detections, categories, max_dets=max_dets)
-    return evaluate_localization(truth, detections, categories)
+    return evaluate_localization(truth, detections, categories, places=task == "localization")

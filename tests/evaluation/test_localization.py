@@ -199,3 +199,17 @@ def test_report_of_nothing(tmp_path, no_truth, no_detections):
     result = evaluate_localization(no_truth(0), no_detections, ["a"])
     page = write_report(tmp_path, no_truth(0), no_detections, result).read_text(encoding="utf-8")
     assert "No mistake in any image." in page
+
+
+def test_classifiers_are_judged_by_their_names_alone():
+    truth = Truth(
+        np.array([1, 2]), np.array([0, 1]), np.array([[0, 0, 9, 9], [0, 0, 9, 9]]), np.array([0, 1]),
+        np.full(2, 81.0), np.zeros(2, bool), np.zeros(2, bool),
+    )  # fmt: skip
+    far = np.array([[50, 50, 60, 60]] * 2)
+    result = evaluate_localization(
+        truth, Detections(np.array([0, 1]), far, np.array([0, 0]), np.ones(2)), ["a", "b"], places=False
+    )
+    assert result.summary() == {"top1_error": 0.5, "top5_error": 0.5}
+    assert result.per_class()[1] == {"category": "b", "truths": 1, "top1_error": 1.0}
+    assert result.right.tolist() == [True, False]

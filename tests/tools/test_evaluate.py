@@ -5,7 +5,8 @@ import json
 import pytest
 import torch
 
-from sightline.detectors import faster_rcnn, save
+from sightline.datasets.shapes import CATEGORIES
+from sightline.detectors import autoencoder, average_weights, classifier, faster_rcnn, load, localization, save
 from sightline.tools.main import main
 
 
@@ -52,16 +53,106 @@ def test_on_shapes_with_report_and_predictions(checkpoint, tmp_path, capsys):
     assert len(rows) > 0
 
 
+@pytest.fixture
+def localizer(tmp_path):
+    torch.manual_seed(0)
+    model = localization("resnet10_narrow_fpn", 6, norm="batch", landmarks=4, head_width=16)
+    model.categories, model.resize = ["circle", "square", "triangle", "star", "cross", "ring"], (64, 64, True)
+    save(model, tmp_path / "localizer.ckpt")
+    return str(tmp_path / "localizer.ckpt")
+
+
+def test_a_localizer_with_its_own_table_and_report(localizer, tmp_path, capsys):
+    numbers, report = tmp_path / "numbers.json", tmp_path / "report"
+    options = ["--largest", "1", "--json", str(numbers), "--report", str(report)]
+    assert main(["evaluate", localizer, "--data", "shapes", *options]) == 0
+    out = capsys.readouterr().out
+    assert "class or box (IoU 0.5) wrong, best answer" in out
+    assert "PCK" in out
+    header = next(line for line in out.splitlines() if line.startswith("category"))
+    assert header.split() == ["category", "objects", "top1_error", "localization_error", "IoU"]
+    content = json.loads(numbers.read_text())
+    assert content.keys() >= {"localization_error", "IoU", "landmark_error", "PCK", "per_class", "seconds"}
+    assert sum(row["truths"] for row in content["per_class"]) == 200
+    assert "localization error" in (report / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_localizer_has_no_voc_scores(localizer, capsys):
+    assert main(["evaluate", localizer, "--voc"]) == 2
+    assert "made for localization: leave --voc out" in capsys.readouterr().err
+
+
+@pytest.fixture
+def classifiers(tmp_path):
+    """Two untrained classifiers of the shapes' categories and 32 pixels."""
+    paths = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        model = classifier("lenet", 6)
+        model.categories, model.resize = list(CATEGORIES), (32, 32, True)
+        paths.append(str(tmp_path / f"classifier{seed}.ckpt"))
+        save(model, paths[-1])
+    return paths
+
+
+def numbers_of(*arguments, folder):
+    """What `evaluate` writes of the largest shapes."""
+    out = folder / "numbers.json"
+    assert main(["evaluate", *arguments, "--largest", "1", "--json", str(out)]) == 0
+    return json.loads(out.read_text())
+
+
+def test_a_classifier_by_its_crops(classifiers, tmp_path, capsys):
+    whole = numbers_of(classifiers[0], folder=tmp_path)
+    same = numbers_of(classifiers[0], "--crops", "1", "--scales", "32", folder=tmp_path)
+    ten = numbers_of(classifiers[0], "--crops", "10", "--scales", "36", "40", "--batch", "64", folder=tmp_path)
+    assert 0 < whole["top5_error"] < whole["top1_error"] < 1
+    assert same["top1_error"] == whole["top1_error"]  # a square picture's one crop is the picture
+    assert ten.keys() == whole.keys()
+    assert "top1_error" in capsys.readouterr().out
+
+
+def test_several_checkpoints_as_one(classifiers, tmp_path):
+    alone = numbers_of(classifiers[0], folder=tmp_path)
+    again = numbers_of(classifiers[0], "--ensemble", classifiers[0], folder=tmp_path)
+    assert again["top1_error"] == alone["top1_error"]
+    mean = average_weights(classifiers, device="cpu")
+    save(mean, tmp_path / "mean.ckpt")
+    expected = numbers_of(str(tmp_path / "mean.ckpt"), folder=tmp_path)
+    found = numbers_of(classifiers[0], "--average", classifiers[1], folder=tmp_path)
+    assert found["per_class"] == expected["per_class"]
+
+
+def test_an_autoencoder_has_no_scores(tmp_path, capsys):
+    model = autoencoder("lenet")
+    model.categories, model.resize = list(CATEGORIES), (32, 32, True)
+    save(model, tmp_path / "autoencoder.ckpt")
+    assert main(["evaluate", str(tmp_path / "autoencoder.ckpt")]) == 2
+    assert "finds nothing that could be scored" in capsys.readouterr().err
+
+
 MISTAKES = {
     "nothing": ([], "name either a checkpoint"),
     "no truth": (["--predictions", "results.json"], "needs --truth"),
     "no such checkpoint": (["nowhere.ckpt"], "no checkpoint at nowhere.ckpt"),
     "no such data": (["CHECKPOINT", "--data", "nowhere"], "nowhere"),
     "no such split": (["CHECKPOINT", "--split", "vall"], "no part 'vall'"),
+    "scales of nothing": (["CHECKPOINT", "--scales", "256"], "--crops 1 or --crops 10"),
+    "crops of a detector": (["CHECKPOINT", "--crops", "10"], "this model's task is detection"),
+    "different sizes": (
+        ["CHECKPOINT", "--ensemble", "OTHER"],
+        "cannot answer together: model 2 of the ensemble has resize",
+    ),
+    "not the same": (["CHECKPOINT", "--average", "OTHER"], "its resize is [96, 96], there it is [64, 64]"),
 }
 
 
 @pytest.mark.parametrize(("arguments", "message"), MISTAKES.values(), ids=MISTAKES.keys())
-def test_mistakes(arguments, message, checkpoint, capsys):
-    assert main(["evaluate", *(checkpoint if a == "CHECKPOINT" else a for a in arguments)]) == 2
+def test_mistakes(arguments, message, checkpoint, tmp_path, capsys):
+    files = {"CHECKPOINT": checkpoint, "OTHER": str(tmp_path / "other.ckpt")}
+    if "OTHER" in arguments:
+        other = load(checkpoint, device="cpu")
+        other.resize = (96, 96)
+        save(other, files["OTHER"])
+    assert main(["evaluate", *(files.get(argument, argument) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err

@@ -17,7 +17,7 @@ from sightline.datasets.shapes import CATEGORIES, draw
 from sightline.datasets.sources import Frame, frames
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
-from sightline.detectors import Detector, faster_rcnn, save
+from sightline.detectors import Detector, classifier, faster_rcnn, save
 from sightline.evaluation import Truth, read_results
 from sightline.tools.main import run
 from sightline.tools.predict import main, predict
@@ -95,6 +95,25 @@ def test_pictures_json_and_csv(checkpoint, folder, tmp_path, capsys):
     line = capsys.readouterr().out.strip()
     assert line.startswith(f"3 pictures, {len(rows)} objects (")
     assert line.endswith(f"written: {', '.join(map(str, files))}")
+
+
+def test_a_classifiers_answer_is_the_whole_picture(folder, tmp_path, capsys):
+    """At least the best one, however unsure; as an ensemble too."""
+    paths = [str(tmp_path / f"{i}.ckpt") for i in range(2)]
+    for path in paths:
+        model = classifier("lenet", 6)
+        model.categories, model.resize = list(CATEGORIES), (32, 32, True)
+        save(model, path)
+    for more in ([], ["--ensemble", paths[1]], ["--average", paths[1]]):
+        files = ["--out", str(tmp_path / "out"), "--json", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.csv")]
+        assert main([paths[0], str(folder / "b"), *more, *files, "--score", "1"]) == 0
+        records, rows = json.loads((tmp_path / "x.json").read_text()), read_csv(tmp_path / "x.csv")
+        assert [record["bbox"] for record in records] == [[0, 0, 80, 80]] * 2
+        assert [row["category"] for row in rows] == [record["category"] for record in records]
+        assert all(0 < float(row["score"]) < 1 for row in rows)
+        assert not np.array_equal(read_image(tmp_path / "out" / "x.png"), read_image(folder / "b" / "x.png"))
+    main([paths[0], str(folder / "b"), "--no-pictures", "--csv", str(tmp_path / "x.csv"), "--score", "0"])
+    assert len(read_csv(tmp_path / "x.csv")) == 10
 
 
 def test_the_scorer_reads_the_json(checkpoint, folder, tmp_path):
@@ -270,3 +289,17 @@ def test_no_frame_is_kept(folder, tmp_path):
         tally = predict(Finder(), frames(folder), [drawn, results, watch])
     assert tally.pictures == len(watch.images) == 120
     assert watch.most <= 2
+
+
+def test_landmarks_stand_in_the_json(tmp_path):
+    """As COCO's keypoints; detections without any have no such key."""
+    frame = Frame("a.png", 0, np.zeros((20, 30, 3), np.uint8), None)
+    found = Instances(torch.tensor([[1.0, 2, 9, 8]] * 2), torch.tensor([0, 1]), torch.tensor([0.9, 0.5]))
+    points = torch.tensor([[[1.0, 2.0], [9.0, 7.9996]]] * 2)
+    with CocoResults(tmp_path / "found.json", ["a", "b"]) as results:
+        results.write(1, frame, found)
+        found.landmarks = points
+        results.write(2, frame, found)
+    records = json.loads((tmp_path / "found.json").read_text())
+    assert ["keypoints" in record for record in records] == [False, False, True, True]
+    assert records[3]["keypoints"] == [1.0, 2.0, 2, 9.0, 8.0, 2]

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 
 import pytest
 import yaml
@@ -9,6 +10,7 @@ import yaml
 from sightline.detectors import load
 from sightline.tools.main import main
 from sightline.tools.train import recipes
+from sightline.tools.train_search import Outcome, search, take_plan
 
 QUICK = [
     "--data.shapes.train_images", "16", "--data.shapes.val_images", "4", "--data.shapes.size", "64", "--data.batch_size", "4",
@@ -68,6 +70,119 @@ def test_resume_goes_on_in_the_same_folder(tmp_path, forget):
     assert not (tmp_path / "runs/shapes/2").exists()
 
 
+LENET = [
+    "lenet", "--data.shapes.train_images", "48", "--data.shapes.val_images", "8", "--data.shapes.size", "32",
+    "--data.num_workers", "0", "--data.batch_size", "8", "--trainer.max_epochs", "1", "--trainer.accelerator", "cpu",
+    "--trainer.enable_progress_bar", "false",
+]  # fmt: skip
+
+
+def test_overfits_one_batch(tmp_path, capsys, forget):
+    adam = ["--model.optimizer", "Adam", "--model.optimizer.lr"]
+    assert train(*LENET, "--run.overfit", "true", *adam, "0.005") == 0
+    assert "the model can learn this batch" in capsys.readouterr().out
+    forget()
+    assert train(*LENET, "--run.overfit", "true", *adam, "1e-9", "--trainer.max_steps", "12") == 1
+    assert "cannot learn this batch. The loss hardly fell: look at the rate" in capsys.readouterr().out
+    assert len((tmp_path / "runs/lenet/2/overfit.csv").read_text().splitlines()) == 13
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_finds_a_rate(tmp_path, capsys):
+    assert train(*LENET, "--run.find_rate", "true") == 0
+    folder = tmp_path / "runs/lenet/1"
+    printed = capsys.readouterr().out
+    suggested = float(re.search(r"--model\.optimizer\.lr (\S+),", printed)[1])
+    assert 1e-4 < suggested < 1
+    assert {path.name for path in folder.iterdir()} == {"rate_curve.csv", "rate_curve.png"}
+
+
+def test_fits_the_last_layer(tmp_path, capsys):
+    assert train(*LENET, "--run.linear", "softmax") == 0
+    printed = capsys.readouterr().out
+    assert printed.count("right in cross-validation") == 5
+    folder = tmp_path / "runs/lenet/1"
+    errors = json.loads((folder / "results.json").read_text())
+    assert 0 <= errors["top1_error"] <= 1
+    model = load(folder / "checkpoints/best.ckpt")
+    assert model.resize == (32, 32, True)
+    assert model.categories == [row["category"] for row in errors["per_class"]]
+    assert len(list((tmp_path / "runs/lenet/features").iterdir())) == 1
+    assert (folder / "report.html").exists()
+
+
+def test_thaws_on_a_plateau_and_logs_ratios(tmp_path):
+    assert train(*LENET, "--run.unfreeze", "plateau", "--run.unfreeze_patience", "1", "--run.ratios", "true") == 0
+    with (tmp_path / "runs/lenet/1/metrics.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["update_ratio/all"]]
+    assert len(rows) == 1  # once an epoch
+    assert float(rows[0]["update_ratio/c1"]) == 0 < float(rows[0]["update_ratio/rest"]) < 1
+
+
+@pytest.mark.parametrize("sampler", ["random", "tpe"])
+def test_search(tmp_path, capsys, sampler):
+    if sampler == "tpe":
+        pytest.importorskip("optuna")
+    ranges = ["--search.range", "model.optimizer.lr=1e-4:1e-3", "--search.range=data.batch_size=4:16"]
+    assert train(*LENET, "--search", "3", *ranges, f"--search.sampler={sampler}") == 0
+    folder = tmp_path / "runs/lenet_search/1"
+    with (folder / "results.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["round"] for row in rows] == (["tpe"] * 3 if sampler == "tpe" else ["coarse", "coarse", "fine"])
+    for number, row in enumerate(rows, 1):
+        run = folder / str(number)
+        assert row["run"] == str(run.relative_to(tmp_path))
+        config = yaml.safe_load((run / "config.yaml").read_text())
+        assert config["model"]["optimizer"]["init_args"]["lr"] == float(row["model.optimizer.lr"])
+        assert config["data"]["batch_size"] == int(row["data.batch_size"])
+        assert json.loads((run / "results.json").read_text())["top1_error"] == pytest.approx(float(row["top1_error"]))
+    assert "top1_error" in capsys.readouterr().out
+
+
+def test_a_search_whose_runs_all_fail(capsys):
+    assert train(*QUICK, "--search", "2", "--search.range", "model.optimizer.lr=1e20:1e30") == 1
+    printed = capsys.readouterr()
+    assert printed.out.count("failed") == 2
+    assert printed.err.count("this run failed: the loss became") == 2
+
+
+def test_an_interrupted_search_shows_what_it_found(tmp_path, capsys):
+    values = iter([0.25, None])
+
+    def run(options, parent):
+        try:
+            return Outcome("AP", "max", next(values), str(parent() / "1"))
+        except StopIteration:
+            raise KeyboardInterrupt from None
+
+    plan = take_plan(["--search", "9", "--search.range=lr=0.1:10"])
+    with pytest.raises(KeyboardInterrupt):
+        search(plan, str(tmp_path), "x", run)
+    lines = (tmp_path / "x_search/1/results.csv").read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["AP", "0.25", ""]
+    assert "failed" in capsys.readouterr().out
+
+
+def test_options_of_a_search_are_taken_out():
+    argv = [
+        "lenet",
+        "--search",
+        "6",
+        "--data",
+        "x",
+        "--search.range",
+        "a=1:2",
+        "--search.range=b=1:3",
+        "--search.seed",
+        "4",
+    ]
+    plan = take_plan(argv)
+    assert argv == ["lenet", "--data", "x"]
+    assert (plan.trials, list(plan.space), plan.sampler, plan.seed) == (6, ["a", "b"], "random", 4)
+    assert take_plan(argv) is None
+    assert set(take_plan(["--search=3"]).space) == {"model.optimizer.lr", "model.optimizer.weight_decay"}
+
+
 MISTAKES = {
     "option": (["--trainer.max_epoch", "3"], "did you mean --trainer.max_epochs?"),
     "nested option": (["--data.batchsize", "3"], "did you mean --data.batch_size?"),
@@ -81,6 +196,15 @@ MISTAKES = {
         "did you mean 'resnet10_narrow_fpn'?|resnet18_fpn",
     ),
     "resume": (["--resume", "runs/nothing"], "no run folder"),
+    "two in place of training": (["--run.overfit", "true", "--run.find_rate", "true"], "ask for one of them"),
+    "linear model of a detector": ([*QUICK, "--run.linear", "svm"], "last layer of a classifier; FasterRCNN is none"),
+    "search without a number": (["--search.sampler", "tpe"], "--search 12"),
+    "search of no number": (["--search", "many"], "--search needs a whole number"),
+    "search of no runs": (["--search", "0"], "at least 1 trial, got 0"),
+    "range": (["--search", "2", "--search.range", "model.optimizer.lr=0:1"], "must have 0 < low < high"),
+    "range's option": ([*QUICK, "--search", "2", "--search.range", "model.optimizer.lrr=1e-3:1"], "lrr"),
+    "sampler": (["--search", "2", "--search.sampler", "grid"], "no sampler 'grid'; there are random, tpe"),
+    "search of no training": ([*QUICK, "--search", "2", "--run.overfit", "true"], "leave out"),
 }
 
 

@@ -1,9 +1,12 @@
 """A detector and data small enough to train in a second."""
 
 import pytest
+import torch
+from torch import nn
 
 from sightline.datasets.data_module import DetectionData, Shapes
 from sightline.detectors import faster_rcnn
+from sightline.detectors.classification import Classifier
 
 
 @pytest.fixture
@@ -27,5 +30,34 @@ def tiny_data():
     def build(**changes):
         arguments = {"batch_size": 4, "min_size": 64, "max_size": 64, "num_workers": 0, "shapes": Shapes(24, 8, 64)}
         return DetectionData(**(arguments | changes))
+
+    return build
+
+
+class TinyNetwork(nn.Module):
+    """Two convolutions, an average and a last layer."""
+
+    mean = std = (0.5, 0.5, 0.5)
+    strides = channels = ()
+    stage_prefixes = {"one": ("conv1", "norm1"), "two": ("conv2",)}  # noqa: RUF012
+    head_name = "fc"
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.conv1, self.norm1 = nn.Conv2d(3, 16, 5, 4), nn.BatchNorm2d(16)
+        self.conv2, self.fc = nn.Conv2d(16, 32, 3), nn.Linear(32, num_classes)
+
+    def forward(self, images):
+        x = self.norm1(self.conv1(images)).relu()
+        return self.fc(self.conv2(x).relu().mean((2, 3)))
+
+
+@pytest.fixture
+def tiny_classifier():
+    """A function that builds a classifier of some thousand weights."""
+
+    def build(num_classes=6):
+        torch.manual_seed(0)
+        return Classifier(TinyNetwork(num_classes), num_classes)
 
     return build

@@ -1,0 +1,55 @@
+"""One model from the checkpoints of several: the mean of their weights.
+
+Of one run's last epochs (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407), or of runs fine-tuned from the same
+weights ("model soups", Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). Runs that started from different random
+weights have nothing to average; let them vote (`ensemble`).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+
+import torch
+
+from ..backbone import WeightsError
+from .checkpoint import default_device, load_with
+from .model import Detector
+
+
+def average_with(
+    builders: Mapping[str, Callable[..., Detector]],
+    paths: Sequence[str | os.PathLike],
+    device: torch.device | str | None,
+) -> Detector:
+    """See `sightline.detectors.average_weights`."""
+    if not paths:
+        raise ValueError("there are no checkpoints to average")
+    total: dict[str, torch.Tensor] = {}
+    for i, path in enumerate(paths):
+        model = load_with(builders, path, "cpu")
+        about = _identity(model)
+        if i == 0:
+            first = about
+        for name, wanted in first.items():
+            if (got := about.get(name)) != wanted:
+                raise WeightsError(
+                    f"{path} cannot be averaged with {paths[0]}: its {name} is {got!r}, there it is {wanted!r}"
+                )
+        for key, value in model.state_dict().items():
+            total[key] = total.get(key, 0) + value.double() if value.is_floating_point() else value
+    mean = {key: value / len(paths) if value.is_floating_point() else value for key, value in total.items()}
+    model.load_state_dict(mean)  # the last one's; converts to its dtypes
+    return model.to(device or default_device())
+
+
+def _identity(model: Detector) -> dict[str, object]:
+    """What models to be averaged must share. Which stages were trained is no matter."""
+    about = model.description()
+    arguments = about["architecture"]["arguments"]
+    return {
+        "architecture": about["architecture"]["name"],
+        **{f"argument {name}": value for name, value in arguments.items() if name != "trainable_stages"},
+        "categories": about["categories"],
+        "resize": about["resize"],
+    }

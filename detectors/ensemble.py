@@ -1,0 +1,155 @@
+"""Several trained models that answer as one. Classifiers' probabilities are averaged; boxes are fused.
+
+Boxes: weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.13302, section 3). Deviation: clusters form
+around the survivors of non-maximum suppression, as in box voting (Gidaris and Komodakis 2015,
+https://arxiv.org/abs/1505.01749, section 5), where the paper moves a cluster's box with each newcomer; so a batch is
+fused at once.
+
+Letters: B images, M models, D detections of an image by one model, K = M * D of them together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ..datasets.structures import Instances
+from .boxes import iou
+from .classification import whole_pictures
+from .model import Detector
+from .nms import nms
+
+IOU = 0.55  # the paper's, for detections of one object by several models
+
+
+class Outputs(NamedTuple):
+    """What each member says of a batch."""
+
+    members: tuple[Any, ...]
+
+
+class Ensemble(Detector):
+    """The base: it runs all members; a subclass says how their answers become one. Build one by `ensemble`.
+
+    Args:
+        models: M detectors of one task, with the same categories in the same order, for pictures of the same size.
+
+    Raises:
+        ValueError: none, or they do not go together.
+    """
+
+    def __init__(self, models: Sequence[Detector]) -> None:
+        _check(models)
+        first = models[0]
+        mean, std = (value.flatten().tolist() for value in (first.normalize.mean, first.normalize.std))
+        super().__init__(mean=mean, std=std, num_classes=len(first.categories))
+        self.models = nn.ModuleList(models)
+        self.task, self.categories, self.resize = first.task, list(first.categories), first.resize
+
+    def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
+        return Outputs(tuple(model(images, sizes) for model in self.models))
+
+    def losses(self, outputs: Outputs, targets: Instances) -> dict[str, Tensor]:
+        """Each loss's sum over the members that have it, divided by M: together the members' mean loss."""
+        totals: dict[str, Tensor] = {}
+        for model, member in zip(self.models, outputs.members, strict=True):
+            for name, value in model.losses(member, targets).items():
+                totals[name] = totals.get(name, 0) + value / len(self.models)
+        return totals
+
+
+class ClassifierEnsemble(Ensemble):
+    """Classifiers whose probabilities are averaged."""
+
+    def probabilities(self, outputs: Outputs) -> Tensor:
+        """(B, C), each row of sum 1."""
+        pairs = zip(self.models, outputs.members, strict=True)
+        return torch.stack([model.probabilities(member) for model, member in pairs]).mean(dim=0)
+
+    def decode(self, outputs: Outputs, sizes: Tensor) -> Instances:
+        """The likeliest categories, see `classification.whole_pictures`."""
+        return whole_pictures(self.probabilities(outputs), sizes)
+
+
+class DetectorEnsemble(Ensemble):
+    """Detectors, or localizers, whose boxes are fused."""
+
+    def decode(self, outputs: Outputs, sizes: Tensor) -> Instances:
+        """As many detections as the member that gives most, see `fuse`."""
+        found = [model.decode(member, sizes) for model, member in zip(self.models, outputs.members, strict=True)]
+        pooled = Instances(*(torch.cat(parts, dim=1) for parts in zip(*map(_columns, found), strict=True)))
+        if all(part.landmarks is not None for part in found):
+            pooled.landmarks = torch.cat([part.landmarks for part in found], dim=1)
+        return fuse(pooled, models=len(found), most=max(part.labels.shape[1] for part in found))
+
+
+def _columns(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
+    return instances.boxes, instances.labels, instances.scores
+
+
+def fuse(pooled: Instances, *, models: int, most: int) -> Instances:
+    """Detections of several models as one set.
+
+    The best detection of a label and those that overlap it are one cluster, and so on with what is left. A cluster's box
+    (and landmarks) is its members' mean, weighted by their scores; its score their mean score, times the share of the
+    models that it has members for (the paper's equations 1 to 5).
+
+    Args:
+        pooled: (B, K), in any order, label -1 as padding.
+        models: M.
+        most: D, how many to return.
+
+    Returns:
+        (B, min(D, K)), best first, label -1 as padding.
+    """
+    order = torch.where(pooled.labels >= 0, pooled.scores, -1).argsort(dim=1, descending=True, stable=True)
+    each = torch.arange(len(order), device=order.device)[:, None]
+    pooled = pooled.map(lambda value: value[each, order])
+    weights = _clusters(pooled) * pooled.scores[:, None]  # (B, K, K): what a box counts in a cluster
+    count, total = (weights > 0).sum(dim=-1), weights.sum(dim=-1)
+    shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
+    scores, best = (total / count.clamp(min=models)).topk(min(most, total.shape[1]), dim=1)
+    known = scores > 0
+    labels = torch.where(known, pooled.labels[each, best], -1)
+    landmarks = pooled.landmarks
+    if landmarks is not None:
+        landmarks = torch.einsum("bij,bjpc->bipc", shares, landmarks.nan_to_num())[each, best]
+    return Instances((shares @ pooled.boxes)[each, best], labels, scores, landmarks=landmarks)
+
+
+def _clusters(pooled: Instances) -> Tensor:
+    """(B, K, K) floats, 1 where a box (last dimension) belongs to the cluster of another, its best; best boxes come first."""
+    valid, same = pooled.labels >= 0, pooled.labels[:, :, None] == pooled.labels[:, None]
+    heads = nms(pooled.boxes, valid, IOU, pooled.labels)
+    overlap = iou(pooled.boxes, pooled.boxes)
+    # A head is its own; others go to the first head that overlaps them, the one that struck them out.
+    near = heads[:, :, None] & same & (overlap > IOU) & ~heads[:, None]
+    near = near | torch.diag_embed(heads)
+    first = near.int().argmax(dim=1, keepdim=True)
+    belongs = torch.zeros_like(overlap).scatter(1, first, 1.0)
+    return belongs * (near.any(dim=1) & valid)[:, None]
+
+
+def ensemble(models: Sequence[Detector]) -> Ensemble:
+    """Models as one: classifiers, detectors or localizers.
+
+    Raises:
+        ValueError: none, they do not go together, or have no answers to combine (autoencoders).
+    """
+    _check(models)
+    if models[0].task == "reconstruction":
+        raise ValueError("autoencoders find nothing that could be combined")
+    return ClassifierEnsemble(models) if models[0].task == "classification" else DetectorEnsemble(models)
+
+
+def _check(models: Sequence[Detector]) -> None:
+    if not models:
+        raise ValueError("an ensemble needs at least one model")
+    for i, model in enumerate(models[1:], 2):
+        for name in ("task", "categories", "resize"):
+            wanted, got = getattr(models[0], name), getattr(model, name)
+            if (tuple(got) if name == "resize" else got) != (tuple(wanted) if name == "resize" else wanted):
+                raise ValueError(f"model {i} of the ensemble has {name} {got}, the first has {wanted}; they must agree")
