@@ -20,6 +20,17 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
+    def adopt(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Takes other constants, such as those of one's own pictures, for a network that starts from random weights.
+
+        Raises:
+            ValueError: not three of each, or a deviation that is not positive.
+        """
+        if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+            raise ValueError(f"need three means and three positive deviations (RGB), got {list(mean)} and {list(std)}")
+        self.mean.copy_(torch.tensor(mean).view(3, 1, 1))
+        self.std.copy_(torch.tensor(std).view(3, 1, 1))
+
     def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
         """(B, 3, H, W) floats from (B, 3, H, W) RGB, uint8 or float in 0..255; sizes (B, 2) are the valid (height, width)."""
         height, width = images.shape[-2:]

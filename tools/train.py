@@ -29,6 +29,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sightline.datasets.data_module import DetectionData
+from sightline.datasets.statistics import Statistics
 from sightline.datasets.table import DataError
 from sightline.detectors import load, save
 from sightline.tools.main import run
@@ -87,6 +88,8 @@ class RunOptions:
             "plateau", for one more whenever the score does not improve.
         unfreeze_patience: how many validations without a better score make a plateau.
         ratios: log by how much steps change the weights, stage by stage; about 1e-3 of their size is healthy.
+        statistics: normalise with the mean and deviation in this file, made by `sightline inspect DATA --statistics FILE`;
+            for networks that start from random weights.
         tensorboard: log to TensorBoard too.
         overfit: do not train, but see whether the model can learn one batch by heart.
         find_rate: do not train, but let the learning rate rise until the loss diverges, and suggest one.
@@ -100,6 +103,7 @@ class RunOptions:
     unfreeze: list[int] | Literal["plateau"] | None = None
     unfreeze_patience: int = 2
     ratios: bool = False
+    statistics: str | None = None
     tensorboard: bool = False
     overfit: bool = False
     find_rate: bool = False
@@ -239,6 +243,9 @@ class TrainCLI(LightningCLI):
             The exit code: 1 where a batch could not be learnt.
         """
         options, folder, started = self.config_init.run, self.folder, time.perf_counter()
+        if options.statistics is not None:
+            known = Statistics.load(options.statistics)
+            self.model.detector.normalize.adopt(known.mean.tolist(), known.std.tolist())
         if options.overfit:
             return self._overfit()
         if options.find_rate:
