@@ -204,12 +204,18 @@ class TrainCLI(LightningCLI):
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         options: RunOptions = self.config_init.run
         _check_one_thing(options)
+        _check_start(options, self.config.model.detector.init_args)
         self.folder = folder = self._folder()
         if options.only_steps is not None:
             kwargs |= STEPS_ALONE | {"overfit_batches": int(options.overfit)}
             if self.config_init.trainer.max_steps == -1:
                 kwargs["max_steps"] = options.only_steps
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            if trainer.world_size > 1:
+                raise DataError(
+                    "--run.overfit and --run.find_rate look at one process's loss: leave out --trainer.devices"
+                )
+            return trainer
         loggers = [ContinuedCSVLogger(folder.path.parent, name="", version=folder.path.name)]
         if options.tensorboard:
             loggers.append(TensorBoardLogger(folder.path, name="tensorboard", version=""))
@@ -243,7 +249,7 @@ class TrainCLI(LightningCLI):
             The exit code: 1 where a batch could not be learnt.
         """
         options, folder, started = self.config_init.run, self.folder, time.perf_counter()
-        if options.statistics is not None:
+        if options.statistics is not None and not resume:  # a checkpoint carries what it was trained with
             known = Statistics.load(options.statistics)
             self.model.detector.normalize.adopt(known.mean.tolist(), known.std.tolist())
         if options.overfit:
@@ -321,6 +327,14 @@ class TrainCLI(LightningCLI):
         details = {"data": self.datamodule.path, "checkpoint": str(folder.best), "training": f"{seconds:.0f} s"}
         folder.finish(scored, table, details, {"train_seconds": round(seconds, 1)})
         print(f"\n{scored.result.table()}\n\ntrained in {seconds:.0f} s; see {folder.path / 'report.html'}")
+
+
+def _check_start(options: RunOptions, arguments: Namespace) -> None:
+    given = next((name for name in ("weights", "backbone_weights") if arguments.get(name) is not None), None)
+    if options.statistics is not None and given:
+        raise DataError(
+            f"--run.statistics is for random weights: those of {given} expect the pictures they were trained on"
+        )
 
 
 def _check_one_thing(options: RunOptions) -> None:

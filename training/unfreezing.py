@@ -33,7 +33,10 @@ class StagedUnfreezing(Callback):
         count = len(pl_module.detector.backbone.stage_prefixes)
         if len(self.epochs) > count:
             raise ValueError(f"{len(self.epochs)} epochs of unfreezing for a backbone of {count} stages")
-        _check_strategy(trainer)
+        _prepare(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # a run resumed in the middle of an epoch does not start that one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         train_last(pl_module.detector.backbone, sum(trainer.current_epoch >= epoch for epoch in self.epochs))
@@ -54,7 +57,10 @@ class PlateauUnfreezing(Callback):
         self.stages, self._waited, self._best = 0, 0, float("inf")
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        _check_strategy(trainer)
+        _prepare(trainer, pl_module)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # see StagedUnfreezing
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         train_last(pl_module.detector.backbone, self.stages)
@@ -87,7 +93,10 @@ def train_last(backbone: nn.Module, stages: int) -> None:
             module.train(any(parameter.requires_grad for parameter in own))
 
 
-def _check_strategy(trainer: Trainer) -> None:
+def _prepare(trainer: Trainer, pl_module: LightningModule) -> None:
+    # Processes share the gradients of those parameters alone that need one when the model is wrapped, soon after this.
+    backbone = pl_module.detector.backbone
+    freeze_stages(backbone, len(backbone.stage_prefixes))
     finds_unused = getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
     if trainer.world_size > 1 and not finds_unused:
         raise ValueError(

@@ -96,6 +96,38 @@ def test_plateau_is_resumed_where_it_was():
     assert other.state_dict() == {"stages": 2, "waited": 1, "best": -0.4}
 
 
+@pytest.mark.parametrize("make", [lambda: StagedUnfreezing([5]), lambda: PlateauUnfreezing(Monitor("AP", "max"), 3)])
+def test_resumed_within_an_epoch_stages_stay_frozen(tmp_path, tiny_detector, tiny_data, make):
+    class StopInTheMiddle(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            trainer.save_checkpoint(tmp_path / "middle.ckpt", weights_only=False)
+            trainer.should_stop = True
+
+    data = {"batch_size": 2}
+    run = trainer(tmp_path, make(), StopInTheMiddle(), epochs=1)
+    run.limit_val_batches = 0
+    run.fit(DetectionTraining(tiny_detector(norm="batch")), tiny_data(**data))
+    resumed = DetectionTraining(tiny_detector(norm="batch"))
+    again = trainer(tmp_path, make(), epochs=1)
+    again.limit_val_batches = 0
+    again.fit(resumed, tiny_data(**data), ckpt_path=tmp_path / "middle.ckpt", weights_only=False)
+    stopped = torch.load(tmp_path / "middle.ckpt", weights_only=False)["state_dict"]
+    after = resumed.state_dict()
+    changed = {
+        stage_of(name.removeprefix("detector.")) for name in after if not torch.equal(after[name], stopped[name])
+    }
+    assert None in changed, "the head went on learning"
+    assert changed == {None}
+
+
+def test_every_parameter_is_known_to_other_processes(tiny_detector):
+    """Those that need no gradient when the model is wrapped would never be shared."""
+    training = DetectionTraining(tiny_detector(trainable_stages=0))
+    assert not all(p.requires_grad for p in training.parameters())
+    StagedUnfreezing([1]).setup(Trainer(accelerator="cpu", devices=1, logger=False), training, "fit")
+    assert all(p.requires_grad for p in training.parameters())
+
+
 def test_mistakes():
     with pytest.raises(ValueError, match="patience of at least 1 validation, got 0"):
         PlateauUnfreezing(Monitor("AP", "max"), 0)
