@@ -29,6 +29,7 @@ from .resnet import (
 )
 from .sources import WeightsError
 from .squeezenet import squeezenet1_1_classifier
+from .st_classifier import st_cnn_classifier
 from .timm_features import timm_classifier
 from .vgg import (
     vgg11_bn_classifier,
@@ -69,6 +70,7 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": mobilenet_v2_classifier,
     "mobilenet_v2_tf": mobilenet_v2_tf_classifier,
     "squeezenet1_1": squeezenet1_1_classifier,
+    "st_cnn": st_cnn_classifier,
 }
 
 # What lies on top of a body in the classifiers above and in torchvision's: prefixes of keys.

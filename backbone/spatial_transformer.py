@@ -13,6 +13,7 @@ Letters: B maps, C channels, H, W pixels of the output, P parameters, N control 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 import torch.nn.functional as F
@@ -45,7 +46,7 @@ class SpatialTransformer(nn.Module):
                 f"the localisation network gives {tuple(theta.shape)}, but {type(self.transform).__name__} takes "
                 f"(B, {self.transform.num_parameters}); end it in ParameterLayer(in_features, transform)"
             )
-        with torch.autocast(theta.device.type, enabled=False):  # bfloat16 knows places to 1/256 of the picture only
+        with _full_precision(theta):  # bfloat16 knows places to 1/256 of the picture only
             return self.transform.grid(theta.float() if theta.dtype.itemsize < 4 else theta, self.size)
 
 
@@ -70,8 +71,13 @@ class ParallelSpatialTransformers(nn.Module):
 
 def sample(features: Tensor, grid: Tensor) -> Tensor:
     """Bilinear samples (B, C, H, W) of maps (B, C, h, w) at (B, H, W, 2) places; zero outside the map."""
-    with torch.autocast(features.device.type, enabled=False):
+    with _full_precision(features):
         return F.grid_sample(features.to(grid.dtype), grid, align_corners=False).to(features.dtype)
+
+
+def _full_precision(like: Tensor) -> AbstractContextManager:
+    """Autocast switched off, on the device of a tensor; the meta device knows none."""
+    return nullcontext() if like.is_meta else torch.autocast(like.device.type, enabled=False)
 
 
 # -- Localisation --
@@ -92,7 +98,7 @@ class ParameterLayer(nn.Linear):
             self.bias.copy_(transform.identity())
 
     def forward(self, features: Tensor) -> Tensor:
-        with torch.autocast(features.device.type, enabled=False):
+        with _full_precision(features):
             return super().forward(features.to(self.weight.dtype))
 
 

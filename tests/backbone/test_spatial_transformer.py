@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from sightline.backbone.mnist_networks import BUDGET, CROP, ThinConv2d, cnn, fcn, st_cnn, st_fcn
+from sightline.backbone.mnist_networks import BUDGET, CROP, cnn, fcn, st_cnn, st_fcn
 from sightline.backbone.spatial_transformer import (
     Affine,
     Attention,
@@ -299,14 +299,3 @@ def test_networks_take_any_transform(build, transform):
     assert network.transformer(torch.rand(2, 1, 42, 42)).shape == (2, 1, CROP, CROP)
     network(torch.rand(2, 1, 42, 42)).sum().backward()
     assert network.transformer.localisation[-1].bias.grad.isfinite().all()
-
-
-def test_thin_convolution_is_a_convolution():
-    thin, plain = ThinConv2d(2, 5, 3).double(), nn.Conv2d(2, 5, 3).double()
-    thin.load_state_dict(plain.state_dict())
-    features = torch.randn(3, 2, 7, 8, dtype=torch.float64, requires_grad=True)
-    torch.testing.assert_close(thin(features), plain(features))
-    assert torch.autograd.gradcheck(thin, features)
-    assert torch.autograd.gradcheck(
-        lambda w: torch.func.functional_call(thin, {"weight": w}, (features.detach(),)), plain.weight
-    )
