@@ -7,6 +7,7 @@ never frozen: it starts from random weights.
 from __future__ import annotations
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from .protocol import Backbone
 
@@ -14,8 +15,8 @@ from .protocol import Backbone
 def freeze_stages(backbone: Backbone, trainable: int) -> None:
     """Trains the last `trainable` stages and what lies above them; torchvision's `trainable_backbone_layers`.
 
-    Calling it again with a larger number thaws. Only gradients are stopped: batch norms of a frozen stage go on
-    following their batches' statistics unless they are of the "frozen" kind.
+    Calling it again with a larger number thaws. A frozen stage is left as it is altogether: its batch norms, too, neither
+    use nor follow their batches' statistics. `backbone.train()` forgets that; a detector's `train` does not.
 
     Args:
         trainable: 0 freezes every stage; the number of stages (ResNet's five: stem and four layers) freezes none.
@@ -32,6 +33,15 @@ def freeze_stages(backbone: Backbone, trainable: int) -> None:
     for name, parameters in groups:
         for parameter in parameters:
             parameter.requires_grad_(name not in frozen)
+    set_norms(backbone)
+
+
+def set_norms(model: nn.Module) -> None:
+    """Batch norms whose parameters do not train to evaluation mode, the others to the mode that the model is in."""
+    for module in model.modules():
+        own = list(module.parameters(recurse=False))
+        if isinstance(module, _BatchNorm) and own:
+            module.train(model.training and any(parameter.requires_grad for parameter in own))
 
 
 def stages(backbone: Backbone) -> list[tuple[str, list[nn.Parameter]]]:

@@ -1,7 +1,8 @@
 """How a network's weights start: `initialise(network, "he", seed=0)`.
 
-Each initialiser fills a weight (n_out, n_in / groups, ...) in place; n_in counts what one unit sees (input channels times
-kernel cells), n_out what one input reaches. `sightline inspect --activations --init NAME` shows what becomes of a signal.
+Each initialiser fills the weight (units, inputs, ...) of a layer, or of one group of a grouped one, in place; n_in counts
+what one unit sees (input channels times kernel cells), n_out what one input reaches (units times kernel cells).
+`sightline inspect --activations --init NAME` shows what becomes of a signal.
 
 | name | variance of a weight | for |
 |---|---|---|
@@ -17,7 +18,9 @@ kernel cells), n_out what one input reaches. `sightline inspect --activations --
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Generator, Tensor, nn
@@ -27,7 +30,15 @@ from .layers import BilinearUpsample
 from .lenet import TableConv2d
 from .spatial_transformer import ParameterLayer
 
-Initialiser = Callable[[Tensor, Generator], object]
+
+class Fans(NamedTuple):
+    """How many weights lead to one unit, and away from one input."""
+
+    n_in: float
+    n_out: float
+
+
+Initialiser = Callable[[Tensor, Fans, Generator], object]
 
 _KEPT = (BilinearUpsample, ParameterLayer)  # their start is their meaning: interpolation, the identity
 
@@ -40,7 +51,7 @@ def initialise(network: nn.Module, initialiser: str | Initialiser, *, seed: int 
 
     Args:
         network: changed in place.
-        initialiser: a name of `INITIALISERS`, or a function of a weight and a generator, such as
+        initialiser: a name of `INITIALISERS`, or a function of a weight, its `Fans` and a generator, such as
             `functools.partial(sparse, connections=10)`.
         seed: of the random numbers.
 
@@ -63,16 +74,26 @@ def initialise(network: nn.Module, initialiser: str | Initialiser, *, seed: int 
 
 def _fill(module: nn.Module, fill: Initialiser, generator: Generator) -> None:
     weight = module.weight
-    if isinstance(module, _ConvTransposeNd):
-        fill(weight.transpose(0, 1), generator)  # torch stores these (n_in, n_out, ...)
-    elif isinstance(module, TableConv2d):
+    if isinstance(module, TableConv2d):
         for unit in module.outputs.unique():  # each sees another number of maps
             rows = module.outputs == unit
             part = weight[rows][None]
-            fill(part, generator)
+            fill(part, _fans(part, reached=len(weight) / module.shape[1]), generator)
             weight[rows] = part[0]
-    else:
-        fill(weight, generator)
+        return
+    for group in weight.chunk(getattr(module, "groups", 1)):
+        if isinstance(module, _ConvTransposeNd):  # torch stores these (inputs, units, ...)
+            part = group.transpose(0, 1).contiguous()
+            fill(part, _fans(part), generator)
+            group.copy_(part.transpose(0, 1))
+        else:
+            fill(group, _fans(group), generator)
+
+
+def _fans(weight: Tensor, *, reached: float | None = None) -> Fans:
+    """Of a weight (units, inputs, ...), whose inputs reach all units, or as many as `reached` says, on average."""
+    cells = math.prod(weight.shape[2:])
+    return Fans(weight.shape[1] * cells, (len(weight) if reached is None else reached) * cells)
 
 
 def _by_name(name: str) -> Initialiser:
@@ -83,37 +104,37 @@ def _by_name(name: str) -> Initialiser:
     return INITIALISERS[name]
 
 
-def zero(weight: Tensor, generator: Generator) -> None:
+def zero(weight: Tensor, fans: Fans, generator: Generator) -> None:
     """All zero: no signal and no gradient."""
     nn.init.zeros_(weight)
 
 
-def constant(weight: Tensor, generator: Generator, *, value: float = 0.01) -> None:
+def constant(weight: Tensor, fans: Fans, generator: Generator, *, value: float = 0.01) -> None:
     """All of one value: every unit of a layer computes the same, for ever."""
     nn.init.constant_(weight, value)
 
 
-def small_random(weight: Tensor, generator: Generator, *, std: float = 0.01) -> None:
+def small_random(weight: Tensor, fans: Fans, generator: Generator, *, std: float = 0.01) -> None:
     """Normal, of one standard deviation whatever the layer's size."""
     nn.init.normal_(weight, std=std, generator=generator)
 
 
-def xavier_in(weight: Tensor, generator: Generator) -> None:
+def xavier_in(weight: Tensor, fans: Fans, generator: Generator) -> None:
     """Normal, of variance 1 / n_in: keeps the variance of a signal through linear units."""
-    nn.init.kaiming_normal_(weight, nonlinearity="linear", generator=generator)
+    nn.init.normal_(weight, std=fans.n_in**-0.5, generator=generator)
 
 
-def xavier(weight: Tensor, generator: Generator) -> None:
+def xavier(weight: Tensor, fans: Fans, generator: Generator) -> None:
     """Normal, of variance 2 / (n_in + n_out): a compromise between the signal's variance and the gradient's."""
-    nn.init.xavier_normal_(weight, generator=generator)
+    nn.init.normal_(weight, std=(2 / (fans.n_in + fans.n_out)) ** 0.5, generator=generator)
 
 
-def he(weight: Tensor, generator: Generator) -> None:
+def he(weight: Tensor, fans: Fans, generator: Generator) -> None:
     """Normal, of variance 2 / n_in: makes up for the half of the signal that a ReLU cuts off."""
-    nn.init.kaiming_normal_(weight, nonlinearity="relu", generator=generator)
+    nn.init.normal_(weight, std=(2 / fans.n_in) ** 0.5, generator=generator)
 
 
-def sparse(weight: Tensor, generator: Generator, *, connections: int = 15, std: float = 1.0) -> None:
+def sparse(weight: Tensor, fans: Fans, generator: Generator, *, connections: int = 15, std: float = 1.0) -> None:
     """Each unit has exactly `connections` inputs (all, where it has fewer), with normal weights; the others are zero.
 
     `torch.nn.init.sparse_` fixes the number of units that each input reaches instead, and takes no convolutions.
@@ -124,7 +145,7 @@ def sparse(weight: Tensor, generator: Generator, *, connections: int = 15, std: 
     weight.mul_(torch.zeros_like(keys).scatter_(1, kept, 1).view(weight.shape))
 
 
-def orthogonal(weight: Tensor, generator: Generator) -> None:
+def orthogonal(weight: Tensor, fans: Fans, generator: Generator) -> None:
     """Rows (or columns, whichever are fewer) of length 1 that are orthogonal to each other."""
     nn.init.orthogonal_(weight, generator=generator)
 

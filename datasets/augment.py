@@ -117,6 +117,13 @@ def _flip_vertically(sample: Sample) -> Sample:
 
 
 def jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:
+    """The sample with its brightness, contrast and saturation changed at random; boxes and landmarks stay.
+
+    Args:
+        sample: of any size.
+        strength: 0.2 means factors from 0.8 to 1.2; 0 to 1.
+        seed: of the factors and their order, 0 to 2^32 - 1.
+    """
     jitter = _colour_jitter(strength)
     jitter.set_random_seed(seed)
     return replace(sample, image=from_hwc(jitter(image=to_hwc(sample.image))["image"]))

@@ -31,7 +31,7 @@ IMAGENET_VECTORS = ((-0.5675, 0.7192, 0.4009), (-0.5808, -0.0045, -0.8140), (-0.
 
 @dataclass(frozen=True)
 class ScaleCrop:
-    """Scale, crop, mirror and recolour at random: `augment(sample, rng)` is a sample of exactly `size`.
+    """Scale, crop, mirror and recolour at random: `crop(sample, rng)` is a sample of exactly `size`.
 
     The short side is brought to a length drawn from `scale`, and a window of `size` is cut out anywhere, up to whole
     pixels of the sample (VGG, section 3.1; ResNet, section 3.4). A picture that would be smaller than the window is
@@ -59,12 +59,12 @@ class ScaleCrop:
 
     def __post_init__(self) -> None:
         if len(self.size) != 2 or min(self.size) < 1:
-            raise ValueError(f"augment.size must be (height, width), both at least 1, got {self.size}")
+            raise ValueError(f"crop.size must be (height, width), both at least 1, got {self.size}")
         if len(self.scale) != 2 or not 1 <= self.scale[0] <= self.scale[1]:
-            raise ValueError(f"augment.scale must be (low, high) with 1 <= low <= high, got {self.scale}")
+            raise ValueError(f"crop.scale must be (low, high) with 1 <= low <= high, got {self.scale}")
         for name in ("flip", "colour", "lighting"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
+                raise ValueError(f"crop.{name} must lie in [0, 1], got {getattr(self, name)}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if sample.target.masks is not None:

@@ -59,7 +59,8 @@ class DetectionData(LightningDataModule):
         max_size: int = 256,
         exact: bool = False,
         num_workers: int | None = None,
-        augment: Augment | ScaleCrop | None = _AUGMENT,
+        augment: Augment | None = _AUGMENT,
+        crop: ScaleCrop | None = None,
         seed: int = 0,
         cache: bool = False,
         largest: int | None = None,
@@ -76,6 +77,8 @@ class DetectionData(LightningDataModule):
             exact: bring every picture to min_size x max_size (height x width) instead, whatever its shape.
             num_workers: processes that load pictures; 0 loads in the main process, null chooses by the machine's cores.
             augment: random changes to training pictures; null for none.
+            crop: cut training pictures to one size at random scales and places, as classifiers are trained, instead of
+                `augment`.
             seed: of the order of pictures, of their random changes, and of the built-in pictures.
             cache: keep all decoded, resized pictures in shared memory; for small sets.
             largest: keep only so many of the largest objects of every picture, and leave out pictures without any: for
@@ -90,7 +93,12 @@ class DetectionData(LightningDataModule):
         self.path, self.batch_size = path, batch_size
         self.resize: Resize = (min_size, max_size, True) if exact else (min_size, max_size)
         self.num_workers = default_workers() if num_workers is None else num_workers
-        self.augment, self.seed, self.cache, self.shapes = augment, seed, cache, shapes
+        self.augment, self.seed, self.cache, self.shapes = crop or augment, seed, cache, shapes
+        if crop is not None and exact and tuple(crop.size) != (min_size, max_size):
+            raise DataError(
+                f"training pictures would be cut to {crop.size[0]}x{crop.size[1]} (data.crop.size) and all others brought to "
+                f"{min_size}x{max_size}: set --data.crop.size [{min_size},{max_size}], and --data.crop.scale to go with it"
+            )
         if largest is not None and largest < 1:
             raise DataError(f"largest must be at least 1 object a picture, got {largest}")
         self.largest = largest

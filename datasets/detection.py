@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from typing import TypeVar
 
 import cv2
 import numpy as np
@@ -21,6 +22,8 @@ from .shapes import read_shapes
 from .structures import Batch, ImageInfo, Instances, Sample
 from .table import DataError, Table
 from .transforms import Resize, from_hwc, resize_image, resize_instances, resize_shape
+
+T = TypeVar("T")
 
 
 class DetectionDataset(Dataset):
@@ -174,13 +177,10 @@ class Loader(DataLoader):
     def __iter__(self) -> Iterator[Batch]:
         epoch, done = self.batch_sampler.epoch, self.batch_sampler.start_batch
         self._position = (epoch, done)
-        try:
-            for batch in super().__iter__():
-                done += 1
-                self._position = (epoch, done)
-                yield batch
-        except DataError as error:  # from a worker it arrives with that process's traceback as its message
-            raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
+        for batch in with_plain_errors(super().__iter__()):
+            done += 1
+            self._position = (epoch, done)
+            yield batch
 
     def state_dict(self) -> dict[str, int]:
         """The position: epoch, batches handed out, and the pictures of a global batch that these numbers suppose."""
@@ -229,13 +229,25 @@ def loader_for(
         num_workers=num_workers,
         persistent_workers=num_workers > 0,
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_start_worker,
+        worker_init_fn=start_worker,
     )
+
+
+def with_plain_errors(batches: Iterable[T]) -> Iterator[T]:
+    """The batches of a `DataLoader`; a `DataError` in one of its workers arrives as it was raised there.
+
+    As torch hands it on, its message is that process's whole traceback.
+    """
+    try:
+        yield from batches
+    except DataError as error:
+        raise DataError(str(error).rpartition("DataError: ")[2].strip()) from None
 
 
 def _as_it_is(batch: Batch) -> Batch:
     return batch
 
 
-def _start_worker(_: int) -> None:
+def start_worker(_: int) -> None:
+    """What a worker of any `DataLoader` of pictures does first: its `worker_init_fn`."""
     cv2.setNumThreads(0)  # OpenCV's threads do not survive a fork, and would fight with those of the other workers

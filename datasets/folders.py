@@ -241,7 +241,7 @@ def class_paths(table: Table, names: Sequence[str], folder: str | PathLike) -> l
 
 
 @dataclass(frozen=True)
-class Crops:
+class ObjectCrops:
     """Which objects are cut out of their pictures, and how much around them.
 
     Attributes:
@@ -257,7 +257,7 @@ class Crops:
             raise DataError(f"need 0 <= margin <= 10 and min_side >= 1, got {self.margin} and {self.min_side}")
 
 
-def write_crops(table: Table, names: Sequence[str], folder: str | PathLike, crops: Crops) -> Problems:
+def write_crops(table: Table, names: Sequence[str], folder: str | PathLike, crops: ObjectCrops) -> Problems:
     """Writes each object as a picture, `folder/CLASS/NAME_k.png`, where it is the k-th (from 0) of its picture.
 
     PNG, because a second JPEG compression, on another grid of blocks, would spoil small objects: the pixels are the

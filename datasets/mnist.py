@@ -76,14 +76,32 @@ def read_mnist(path: str) -> np.ndarray:
     Raises:
         DataError: the path is not of that form, or there is no such picture.
     """
+    folder, split, index = _parts(path)
+    pictures = _pictures(folder, split)
+    if index >= len(pictures):
+        raise DataError(f"{path}: there are {len(pictures)} pictures in {split}, numbered from 0")
+    return pictures[index][..., None].repeat(3, axis=2)
+
+
+def file_of(path: str) -> Path:
+    """The file with the picture that a path `mnist:FOLDER#SPLIT/INDEX` stands for.
+
+    Raises:
+        DataError: the path is not of that form, or there is no such file.
+    """
+    folder, split, _ = _parts(path)
+    if split not in FILES:
+        raise DataError(f"{path}: no split {split!r}; MNIST has {' and '.join(FILES)}")
+    return _require(Path(folder), FILES[split][0])
+
+
+def _parts(path: str) -> tuple[str, str, int]:
+    """Folder, split and index."""
     folder, _, rest = path.removeprefix(_PREFIX).rpartition("#")
     split, _, index = rest.partition("/")
     if not path.startswith(_PREFIX) or not folder or not index.isdecimal():
         raise DataError(f"{path!r} is no MNIST picture; those are mnist:FOLDER#SPLIT/INDEX, say mnist:data#train/7")
-    pictures = _pictures(folder, split)
-    if int(index) >= len(pictures):
-        raise DataError(f"{path}: there are {len(pictures)} pictures in {split}, numbered from 0")
-    return pictures[int(index)][..., None].repeat(3, axis=2)
+    return folder, split, int(index)
 
 
 @lru_cache(maxsize=4)

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone, load_weights, norm_layer
 from ..backbone.chain import Chain
 from ..datasets.structures import Instances
-from .autoencoder_parts import MirrorDecoder, StrideDecoder
+from .autoencoder_parts import MirrorDecoder, StrideDecoder, can_mirror
 from .model import Detector
 
 # (B, 3, H, W) normalised images and a strength to corrupted ones.
@@ -165,7 +165,7 @@ def _decoder(body: Backbone, name: str, norm: str, tied: bool) -> nn.Module:
         raise ValueError(
             f"an autoencoder trains a body without a pyramid, got {name!r}; take {name.split('_fpn')[0]!r}"
         )
-    if isinstance(body, Chain):
+    if isinstance(body, Chain) and can_mirror(body.features):
         return MirrorDecoder(list(body.features), norm=norm_layer(norm), tied=tied)
     if tied:
         raise ValueError(

@@ -5,7 +5,7 @@ Letters: B images, h, w cells of the last map, H, W pixels of the frame.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -56,6 +56,15 @@ class MirrorDecoder(nn.Module):
 
 _CONVOLUTIONS = (nn.Conv2d, TableConv2d)
 _POOLS = (nn.MaxPool2d, nn.AvgPool2d, Subsample)
+
+
+def can_mirror(layers: Iterable[nn.Module]) -> bool:
+    """Whether `MirrorDecoder` knows all layers with weights: its convolutions and poolings, and what scales channels.
+
+    It knows no block that has convolutions inside, such as SqueezeNet's fire modules.
+    """
+    known = (*_CONVOLUTIONS, *_POOLS)
+    return all(isinstance(layer, known) or all(p.ndim < 2 for p in layer.parameters()) for layer in layers)
 
 
 class Window(NamedTuple):
@@ -148,7 +157,8 @@ class StrideDecoder(nn.Module):
 
     def __init__(self, strides: Sequence[int], channels: Sequence[int], *, norm: Norm) -> None:
         super().__init__()
-        stride, width = strides[-1], channels[-1]
+        self.stride = stride = strides[-1]
+        width = channels[-1]
         if stride < 2 or stride & (stride - 1):
             raise ValueError(f"an autoencoder needs a body whose last stride is 2, 4, 8, …, got {stride}")
         known, steps = dict(zip(strides, channels, strict=True)), []
@@ -164,4 +174,7 @@ class StrideDecoder(nn.Module):
 
     def forward(self, features: Tensor, frame: Sequence[int]) -> Tensor:
         """(B, channels, h, w) and (H, W) to (B, 3, H, W)."""
+        # A body that does not pad (SqueezeNet) has too few cells: its last ones stand for those to their right and below.
+        missing = [max(0, -(-n // self.stride) - cells) for n, cells in zip(frame, features.shape[-2:], strict=True)]
+        features = F.pad(features, (0, missing[1], 0, missing[0]), mode="replicate")
         return self.steps(features)[..., : frame[0], : frame[1]]

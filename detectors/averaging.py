@@ -3,6 +3,9 @@
 Of one run's last epochs (Izmailov et al. 2018, https://arxiv.org/abs/1803.05407), or of runs fine-tuned from the same
 weights ("model soups", Wortsman et al. 2022, https://arxiv.org/abs/2203.05482). Runs that started from different random
 weights have nothing to average; let them vote (`ensemble`).
+
+Deviation: batch norms' statistics are averaged like weights, where the first paper (section 3.2) takes those of the mean
+network anew in a pass over the training data. Along one run's end they hardly differ.
 """
 
 from __future__ import annotations

@@ -47,8 +47,9 @@ def merge(boxes: Tensor, labels: Tensor, scores: Tensor, *, limit: float) -> tup
 
     Returns:
         Boxes, labels and scores of the same shapes, in no order; label -1 and score 0 where a box went into another.
+        Scores keep their gradients; boxes, and what merges with what, have none.
     """
-    boxes, labels, scores = boxes.detach().clone(), labels.clone(), scores.detach().clone()
+    boxes, labels, scores = boxes.detach().clone(), labels.clone(), scores.clone()
     image, number = torch.arange(len(boxes), device=boxes.device), boxes.shape[1]
     strangers = (labels[:, :, None] != labels[:, None]) | (labels < 0)[:, :, None]
     strangers |= torch.eye(number, dtype=torch.bool, device=boxes.device)
@@ -58,7 +59,7 @@ def merge(boxes: Tensor, labels: Tensor, scores: Tensor, *, limit: float) -> tup
         kept, gone = torch.minimum(pair // number, pair % number), torch.maximum(pair // number, pair % number)
         near = cost <= limit
         mine, theirs = scores[image, kept], torch.where(near, scores[image, gone], 0)
-        share = (theirs / (mine + theirs).clamp(min=1e-12))[:, None]
+        share = (theirs / (mine + theirs).clamp(min=1e-12)).detach()[:, None]
         merged = torch.lerp(boxes[image, kept], boxes[image, gone], share)
         boxes[image, kept], scores[image, kept] = merged, mine + theirs
         scores[image, gone] -= theirs

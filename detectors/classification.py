@@ -164,7 +164,7 @@ def classifier(
             classes the last layer starts at random.
         norm: "batch", "sync", "group" or "frozen"; frozen statistics only make sense with trained weights.
         trainable_stages: how many of the network's stages train, counted from the last; None trains all, and with 0
-            only the last layer learns.
+            only the last layer learns. Batch norms of the others are held still, see `freeze_stages`.
         label_smoothing: in [0, 1).
         dropout: the share of units that each of the network's dropout layers drops; None leaves the paper's.
         init: how random weights start, a name in `backbone.initialise.INITIALISERS`; None for the network's own way.
@@ -177,7 +177,7 @@ def classifier(
         raise ValueError(f"init={init!r} would undo weights={str(weights)!r}: give one of the two")
     body = build_classifier(network, num_classes, norm=norm, weights=weights, trainable_stages=trainable_stages)
     if init is not None:
-        initialise(body, init)
+        initialise(body, init, seed=int(torch.randint(2**31, ())))  # so that it follows from the run's seed
     if dropout is not None:
         _set_dropout(body, dropout, network)
     model = Classifier(body, num_classes, label_smoothing=label_smoothing)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import Backbone, build_backbone, check_backbone, load_weights
+from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone, load_weights
 from ..datasets.structures import Instances
 from .boxes import area, full_precision
 from .model import Detector
@@ -289,17 +289,17 @@ def localization(
     bins: int = 4,
     head_width: int = 512,
 ) -> Localization:
-    """Classification and box regression on any backbone.
+    """Classification and box regression on any backbone without a pyramid.
 
     Args:
-        backbone: a name in `BACKBONES`; of its maps the last is used.
+        backbone: a name in `BACKBONES` of a body without a pyramid; of its maps the last is used.
         num_classes: C.
         weights: of the whole model: None, a path or a URL. With another number of classes, objects or landmarks than the
             weights', the last layers start at random.
         backbone_weights: of the backbone alone: None, a path, a URL or "imagenet".
         norm: "frozen", "batch", "sync" or "group"; frozen statistics only make sense with trained weights.
         trainable_stages: how many stages of the backbone train, counted from the last; None trains all, and with 0 the
-            backbone is fixed.
+            backbone is fixed, its norms too.
         objects: K, answers an image, 1 to 5.
         boxes: regress boxes; if not, they are those around the landmarks.
         landmarks: how many points of each object to regress, as many as the data have.
@@ -309,18 +309,18 @@ def localization(
         head_width: of the two fully connected layers.
 
     Raises:
-        ValueError: an argument out of range, or a fixed backbone whose norms would go on following batches.
+        ValueError: an argument out of range, or a backbone with a pyramid.
     """
     architecture = {"name": "localization", "arguments": dict(locals())}
     if penalty not in PENALTIES:
         raise ValueError(f"penalty must be one of {', '.join(PENALTIES)}, got {penalty!r}")
-    if trainable_stages == 0 and norm in ("batch", "sync"):
-        raise ValueError(
-            f"norm={norm!r} follows every batch's statistics, so trainable_stages=0 would not keep the backbone as it is; "
-            "take norm='frozen'"
-        )
     body = build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
     check_backbone(body, user="Localization")
+    if isinstance(body, BackboneWithFPN):
+        raise ValueError(
+            f"localization looks at one map, and most of a pyramid would learn nothing: instead of {backbone!r} take "
+            f"{backbone.split('_fpn')[0]!r}"
+        )
     predictor = Predictor(
         head_width, num_classes, objects=objects, boxes=boxes, landmarks=landmarks, class_specific=class_specific
     )

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from ..backbone.freeze import set_norms
 from ..backbone.normalize import Normalize
 from ..datasets.structures import Instances
 
@@ -52,6 +53,12 @@ class Detector(nn.Module):
     def decode(self, outputs: Any, sizes: Tensor) -> Instances:
         """The detections of (B, D), in the frame's pixels, best first; label -1 marks padding."""
         raise NotImplementedError
+
+    def train(self, mode: bool = True) -> Detector:
+        """As of any module; but batch norms that are frozen are held still in training too, see `freeze_stages`."""
+        super().train(mode)
+        set_norms(self)
+        return self
 
     def description(self) -> dict[str, Any]:
         """Plain values from which, with the weights, `load` makes the same model: they go into every checkpoint."""

@@ -1,8 +1,9 @@
 """Features of rotated regions, cropped by a spatial transformer, with gradients to the features and to the boxes.
 
-The third way beside RoIAlign and RoIPool (`roi_pool.py`), and drop-in for them where boxes may lie askew. Spatial
-transformer: https://arxiv.org/abs/1506.02025; as pooling of regions: Dai et al. 2016, https://arxiv.org/abs/1512.04412,
-section 3.2 ("RoI warping"). An upright box gives what RoIAlign gives.
+The third way beside RoIAlign and RoIPool (`roi_pool.py`), with the same arguments and results where boxes may lie askew;
+but it takes them as (B, K, 5), see `upright_to_rotated`. Spatial transformer: https://arxiv.org/abs/1506.02025; as pooling
+of regions: Dai et al. 2016, https://arxiv.org/abs/1512.04412, section 3.2 ("RoI warping"). An upright box gives what
+RoIAlign gives, except below one cell, to which RoIAlign widens it.
 
 A rotated box is (cx, cy, w, h, angle): centre and sides in pixels, angle in radians, from the x axis towards the y axis,
 which is clockwise as one sees the picture. At angle 0, w runs along x and h along y.
@@ -84,8 +85,9 @@ class RoITransformer(nn.Module):
             samples = F.grid_sample(
                 full_precision(level).to(grid.dtype), grid, padding_mode="border", align_corners=False
             )
-        reach = 1 + 1 / grid.new_tensor([width, height])  # up to a cell outside, the border counts, as in RoIAlign
-        samples = samples * (grid.abs() <= reach).all(dim=-1)[:, None]
+        # Up to a cell outside, the border counts, as in RoIAlign.
+        near = (grid[..., 0].abs() <= 1 + 1 / width) & (grid[..., 1].abs() <= 1 + 1 / height)
+        samples = samples * near[:, None]
         crops = samples.view(batch, channels, -1, side, side).transpose(1, 2).flatten(0, 1)
         return F.avg_pool2d(crops, self.sampling_ratio).to(level.dtype)
 

@@ -44,22 +44,25 @@ def heat_map(model: Detector, images: Tensor, sizes: Tensor, *, label: int | Non
     """The heat of a detector's best answer for one picture.
 
     The model is left as it was: a copy in double precision does the work, in which a score that rounds to 1 still has a
-    gradient.
+    gradient. It does so on the CPU, for not every device has that precision (Apple's GPUs do not).
 
     Args:
-        model: any with a `backbone`.
+        model: any with a `backbone`, on any device.
         images: (1, 3, H, W), as for `model.detect`.
         sizes: (1, 2), the valid (height, width).
         label: of the answer to explain; None for the best of all.
 
     Raises:
-        ValueError: the model has no backbone or no map in it, or finds nothing, or nothing of that label.
+        ValueError: the model has no backbone or no map in it, finds nothing, or nothing of that label, or its scores
+            have no gradient.
     """
     if not isinstance(getattr(model, "backbone", None), nn.Module):
         raise ValueError(f"a heat map needs a model with a backbone; {type(model).__name__} has none")
-    model = copy.deepcopy(model).eval().double()
+    model, images, sizes = copy.deepcopy(model).eval().cpu().double(), images.cpu().double(), sizes.cpu()
     with torch.enable_grad(), _collecting(model.backbone) as (given, inner):
-        found = model.detect(images.double().requires_grad_(), sizes)
+        found = model.detect(images.requires_grad_(), sizes)
+    if not found.scores.requires_grad:
+        raise ValueError(f"a heat map follows a score's gradient, and the scores of {type(model).__name__} have none")
     best = _best(found.labels[0], found.scores[0], label)
     heats = _heats(found.scores[0, best], given or inner, images.shape[-2:])
     if not heats:

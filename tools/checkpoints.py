@@ -33,6 +33,11 @@ def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
     """
     paths = [arguments.checkpoint, *arguments.average]
     model = average_weights(paths, device=device).eval() if arguments.average else load(paths[0], device=device)
+    if model.task == "reconstruction":
+        raise DataError(
+            f"{arguments.checkpoint} is an autoencoder, which finds nothing to show or to score (its measure is val/loss in "
+            "metrics.csv); start a classifier from it: --model.detector.init_args.weights"
+        )
     if not arguments.ensemble:
         return model
     try:

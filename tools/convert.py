@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from sightline.datasets.coco import write_coco
-from sightline.datasets.folders import Crops, FolderSource, class_paths, write_crops
+from sightline.datasets.folders import FolderSource, ObjectCrops, class_paths, write_crops
 from sightline.datasets.readers import Source, find, raise_if_fatal
 from sightline.datasets.splits import without_unions
 from sightline.datasets.table import DataError, Table, nearest
@@ -74,11 +74,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _crops(arguments: argparse.Namespace) -> Crops | None:
+def _crops(arguments: argparse.Namespace) -> ObjectCrops | None:
     given = {name: getattr(arguments, name) for name in ("margin", "min_side") if getattr(arguments, name) is not None}
     if given and not arguments.crops:
         raise DataError(f"--{next(iter(given)).replace('_', '-')} is of crops; give --crops too")
-    return Crops(**given) if arguments.crops else None
+    return ObjectCrops(**given) if arguments.crops else None
 
 
 def convert(
@@ -89,7 +89,7 @@ def convert(
     split: str | None = None,
     link: bool = False,
     categories: Sequence[str] | int | None = None,
-    crops: Crops | None = None,
+    crops: ObjectCrops | None = None,
 ) -> dict[str, Table]:
     """Writes a data set's splits and pictures to a new folder; a set without splits becomes "train".
 
@@ -131,7 +131,7 @@ def convert(
     return {name: _write(table, to, out, name, names, link) for name, table in tables.items()}
 
 
-def _require_possible(to: str, out: Path, link: bool, crops: Crops | None) -> None:
+def _require_possible(to: str, out: Path, link: bool, crops: ObjectCrops | None) -> None:
     if to not in FORMATS:
         raise DataError(f"cannot write {to!r}; known are {', '.join(FORMATS)}")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -183,7 +183,7 @@ def _write(table: Table, to: str, out: Path, split: str, names: dict[str, str], 
     return written
 
 
-def _write_crops(tables: dict[str, Table], out: Path, names: dict[str, str], crops: Crops) -> dict[str, Table]:
+def _write_crops(tables: dict[str, Table], out: Path, names: dict[str, str], crops: ObjectCrops) -> dict[str, Table]:
     for split, table in tables.items():
         stems = [Path(names[path]).stem for path in table.paths]
         table.problems.merge(write_crops(table, stems, out / split, crops))

@@ -159,7 +159,7 @@ def _about(model: Detector, path: str) -> str:
 
 
 def _show_layers(model: nn.Module, arguments: argparse.Namespace) -> None:
-    height, width = _size(arguments, 224)
+    height, width = _size(arguments, _own_size(model))
     if isinstance(model, Detector):
         if arguments.what not in DETECTORS:
             print(_about(model, arguments.what))
@@ -178,7 +178,7 @@ def _detector_table(model: Detector, size: tuple[int, int]) -> LayerTable:
 
 
 def _show_activations(model: nn.Module, arguments: argparse.Namespace) -> None:
-    images = _pictures(arguments.data or "shapes", _size(arguments, 224))
+    images = _pictures(arguments.data or "shapes", _size(arguments, _own_size(model)))
     start = (
         "its own weights" if isinstance(model, Detector) and not arguments.init else arguments.init or "its own start"
     )
@@ -254,11 +254,18 @@ def _show_data(path: str, arguments: argparse.Namespace) -> None:
         draw_examples(tables[split], arguments.png)
         print(f"examples of {split}: {arguments.png}")
     if arguments.statistics:
-        print(f"{split}: {store_statistics(tables[split], arguments.statistics, _size(arguments, 32))}")
+        print(f"{split}: {store_statistics(tables[split], arguments.statistics, _size(arguments, (32, 32)))}")
 
 
-def _size(arguments: argparse.Namespace, usual: int) -> tuple[int, int]:
-    size = arguments.size or [usual]
+def _own_size(model: nn.Module) -> tuple[int, int]:
+    """(height, width) that a model takes alone, as a trained classifier does; else the usual 224 pixels."""
+    if isinstance(model, Detector) and len(model.resize) == 3 and model.resize[2]:
+        return model.resize[0], model.resize[1]
+    return getattr(model, "size", (224, 224))
+
+
+def _size(arguments: argparse.Namespace, usual: tuple[int, int]) -> tuple[int, int]:
+    size = arguments.size or usual
     if len(size) > 2 or min(size) < 1:
         raise DataError(f"--size takes one number or height and width, in pixels; got {' '.join(map(str, size))}")
     return size[0], size[-1]
@@ -274,7 +281,13 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("what", nargs="?", metavar="WHAT", help="a model's name, a data set or a checkpoint")
     add("--data", metavar="PATH", help="a data set; beside a model, the pictures of --activations (shapes, or noise)")
     add("--split", help="only this part of the data set")
-    add("--size", type=int, nargs="+", metavar="N", help="height and width in pixels (224; of --statistics, 32)")
+    add(
+        "--size",
+        type=int,
+        nargs="+",
+        metavar="N",
+        help="height and width in pixels (a checkpoint's own, else 224; of --statistics, 32)",
+    )
     add("--depth", type=int, metavar="N", help="group layers: 1 for a network's own parts")
     add("--activations", action="store_true", help="what becomes of a signal, layer by layer")
     add("--init", metavar="NAME", help=f"start from these weights: {', '.join(INITIALISERS)}")

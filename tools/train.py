@@ -26,7 +26,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.statistics import Statistics
@@ -67,7 +67,7 @@ Often used:
     --trainer.max_epochs 24        --data.batch_size 8        --data.min_size 640 --data.max_size 1066
     --model.optimizer.lr 0.005     --run.ema 0.999            --run.patience 5
     --trainer.precision bf16-mixed --trainer.devices 2        --seed_everything 1
-    --run.unfreeze plateau         --run.ratios true
+    --run.unfreeze plateau         --run.ratios true          --run.statistics FILE
 
 In place of training:
     --run.overfit true             can the model learn one batch by heart? (exit code 1: it cannot)
@@ -317,7 +317,10 @@ class TrainCLI(LightningCLI):
         if not folder.best.exists():  # Lightning's fast_dev_run saves nothing
             return
         if self.model.detector.task == "reconstruction":
-            print(f"\ntrained in {seconds:.0f} s; the pre-trained weights are in {folder.best}")
+            print(
+                f"\ntrained in {seconds:.0f} s, val/loss {self.reached:.4f}; a classifier starts from these weights with"
+            )
+            print(f"    --model.detector.init_args.weights {folder.best}")
             return
         model = load(folder.best, device=self.model.device)
         workers = self.datamodule.num_workers
@@ -331,6 +334,10 @@ class TrainCLI(LightningCLI):
 
 def _check_start(options: RunOptions, arguments: Namespace) -> None:
     given = next((name for name in ("weights", "backbone_weights") if arguments.get(name) is not None), None)
+    if options.linear is not None and given is None:
+        rank_zero_info(
+            "warning: --run.linear on a network of random weights; name some by --model.detector.init_args.weights"
+        )
     if options.statistics is not None and given:
         raise DataError(
             f"--run.statistics is for random weights: those of {given} expect the pictures they were trained on"

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ..datasets.crops import multi_scale_crops
-from ..datasets.detection import read_picture
+from ..datasets.detection import read_picture, start_worker, with_plain_errors
 from ..datasets.table import DataError, Table
 from ..datasets.transforms import from_hwc
 from ..detectors.classification import whole_pictures
@@ -108,14 +108,16 @@ def score_crops(
         progress: show a bar.
 
     Raises:
-        DataError: the model is no classifier, or the data set has a category that it does not know.
+        DataError: the model is no classifier, the data set has a category that it does not know, or a picture cannot be
+            read.
     """
     if model.task != "classification":
         raise DataError(f"crops are averaged for classifiers; this model's task is {model.task}")
     data_labels(model.categories, table.categories)  # raises before the work, not after it
     together = max(1, batch_size // (crops.count * len(crops.scales)))  # pictures
-    loader = DataLoader(_CropsOf(table, crops), together, num_workers=num_workers)
-    bar = tqdm(loader, desc="crops", unit="batch", disable=None if progress else True, leave=False)
+    loader = DataLoader(_CropsOf(table, crops), together, num_workers=num_workers, worker_init_fn=start_worker)
+    batches, quiet = with_plain_errors(loader), None if progress else True
+    bar = tqdm(batches, "crops", len(loader), unit="batch", disable=quiet, leave=False)
     collector, started = DetectionCollector(), time.perf_counter()
     for rows, batch in bar:
         probabilities = _mean(model, batch, batch_size)

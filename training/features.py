@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..datasets.detection import DetectionDataset, Loader, loader_for
+from ..datasets.mnist import file_of
 from ..datasets.table import Table
 from ..detectors.model import Detector
 
@@ -154,8 +155,9 @@ def _key(cut: Cut, dataset: DetectionDataset, loader: Loader) -> str:
     """32 hexadecimal digits."""
     digest, table = hashlib.sha256(), dataset.table
     for path, size in zip(table.paths, table.sizes.tolist(), strict=True):
-        changed = os.stat(path).st_mtime_ns if os.path.exists(path) else None  # built-in pictures have no file
-        digest.update(repr((os.path.abspath(path) if changed else path, size, changed)).encode())
+        file, place = (file_of(path), path.rpartition("#")[2]) if path.startswith("mnist:") else (path, "")
+        changed = os.stat(file).st_mtime_ns if os.path.exists(file) else None  # built-in pictures have no file
+        digest.update(repr((os.path.abspath(file) if changed else path, place, size, changed)).encode())
     digest.update(repr((FORMAT, cut.layer, cut.inputs, tuple(cut.model.resize))).encode())
     digest.update(loader.batch_sampler.frames.tobytes())
     for name, tensor in _tensors_below(cut, dataset):

@@ -1,8 +1,9 @@
 """Linear classifiers on fixed features: support vector machines and softmax regression, exact and deterministic.
 
-Both are convex and are solved by L-BFGS in float64, on any device, to the same optimum as scikit-learn's solvers
-(LinearSVC with `dual=False`, and LogisticRegression): a parity that tests hold. The features are first rotated to their
-principal axes and scaled there, which leaves the optimum where it is and takes tens of steps instead of thousands.
+Both are convex and are solved by L-BFGS in float64, on any device that has it (Apple's GPUs do not: bring the features to
+the CPU), to the same optimum as scikit-learn's solvers (LinearSVC with `dual=False`, and LogisticRegression): a parity
+that tests hold. The features are first rotated to their principal axes and scaled there, which leaves the optimum where it
+is and takes tens of steps instead of thousands.
 
 They treat the bias differently, as the references do: the machines' is one more weight (of a feature that is always 1)
 and is kept small with the others; softmax regression's is free. With features far from zero on average that matters at
@@ -102,7 +103,9 @@ def fit_softmax(
 ) -> LinearModel:
     """Multinomial logistic regression: minimises 0.5 |W|^2 + c * sum of weights * cross-entropy; the bias is free.
 
-    That is scikit-learn's LogisticRegression. Biases are shifted to a mean of zero, which no probability depends on.
+    That is scikit-learn's LogisticRegression for three classes or more. Of two it has only the difference between the
+    weights, whose penalty is then twice ours: it takes a C of 2 c to give the same. Biases are shifted to a mean of zero,
+    which no probability depends on.
 
     Args:
         features: (N, D).

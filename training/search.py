@@ -68,9 +68,11 @@ class Range:
     def around(self, value: float) -> Range:
         """A narrower range about a value, within this one."""
         place = self.place(value)
-        low, high = max(0.0, place - FINE / 2), min(1.0, place + FINE / 2)
         span = self.high / self.low
-        return Range(self.low * span**low, self.low * span**high, self.whole)
+        low, high = (self.low * span ** min(max(place + shift, 0.0), 1.0) for shift in (-FINE / 2, FINE / 2))
+        if self.whole:  # the whole numbers within, whatever rounding made of the ends
+            low, high = math.ceil(low - 1e-6), math.floor(high + 1e-6)
+        return Range(low, high, self.whole)
 
 
 Space = dict[str, Range]
@@ -209,12 +211,21 @@ def border_warnings(trials: Sequence[Trial], space: Space) -> list[str]:
             continue
         span = (one.high / one.low) ** 0.5
         low, high = (one.low, one.high * span) if place > 0.5 else (one.low / span, one.high)
+        if one.whole:
+            low, high = max(1, round(low)), round(high)
+            if (low, high) == (one.low, one.high):  # from 1 there is no way down
+                continue
         end = "upper" if place > 0.5 else "lower"
         lines.append(
-            f"the best {name}, {value:.3g}, lies on the {end} border of its range {one.low:g}:{one.high:g}: something better may "
-            f"lie beyond; go on with --search.range {name}={low:.1g}:{high:.1g}"
+            f"the best {name}, {_text(value)}, lies on the {end} border of its range {_text(one.low)}:{_text(one.high)}: "
+            f"something better may lie beyond; go on with --search.range {name}={_text(low, 1)}:{_text(high, 1)}"
         )
     return lines
+
+
+def _text(value: float | int, digits: int = 3) -> str:
+    """A whole number with all its digits, another with some."""
+    return str(value) if isinstance(value, int) else f"{value:.{digits}g}"
 
 
 def format_table(trials: Sequence[Trial], measure: str) -> str:
@@ -230,7 +241,7 @@ def format_table(trials: Sequence[Trial], measure: str) -> str:
     lines = [f"{measure:>10}  {titles}round   run"]
     for trial in sorted(trials, key=lambda trial: trial.score, reverse=True):
         score = f"{'failed':>10}" if trial.measured is None else f"{trial.measured:10.4f}"
-        values = "".join(f"{trial.values[name]:>{width}.3g}  " for name, width in zip(names, widths, strict=True))
+        values = "".join(f"{_text(trial.values[name]):>{width}}  " for name, width in zip(names, widths, strict=True))
         lines.append(f"{score}  {values}{trial.round:<6}  {trial.run}")
     return "\n".join(lines)
 

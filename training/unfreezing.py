@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from ..backbone import freeze_stages
 from .tasks import Monitor
@@ -39,7 +37,7 @@ class StagedUnfreezing(Callback):
         self.on_train_epoch_start(trainer, pl_module)  # a run resumed in the middle of an epoch does not start that one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        train_last(pl_module.detector.backbone, sum(trainer.current_epoch >= epoch for epoch in self.epochs))
+        freeze_stages(pl_module.detector.backbone, sum(trainer.current_epoch >= epoch for epoch in self.epochs))
 
 
 class PlateauUnfreezing(Callback):
@@ -63,7 +61,7 @@ class PlateauUnfreezing(Callback):
         self.on_train_epoch_start(trainer, pl_module)  # see StagedUnfreezing
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        train_last(pl_module.detector.backbone, self.stages)
+        freeze_stages(pl_module.detector.backbone, self.stages)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -82,15 +80,6 @@ class PlateauUnfreezing(Callback):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.stages, self._waited, self._best = (state_dict[name] for name in ("stages", "waited", "best"))
-
-
-def train_last(backbone: nn.Module, stages: int) -> None:
-    """Trains the last `stages` of a backbone and what lies above them; the batch norms of the others are held still."""
-    freeze_stages(backbone, stages)
-    for module in backbone.modules():
-        own = list(module.parameters(recurse=False))
-        if isinstance(module, _BatchNorm) and own:
-            module.train(any(parameter.requires_grad for parameter in own))
 
 
 def _prepare(trainer: Trainer, pl_module: LightningModule) -> None:

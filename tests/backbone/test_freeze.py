@@ -67,6 +67,28 @@ def test_a_wrong_number_of_stages_is_refused():
         freeze_stages(build_backbone("resnet18"), 6)
 
 
+def test_norms_of_frozen_stages_are_held_still():
+    model = build_backbone("resnet10_narrow", trainable_stages=1)
+    assert moved(model) == set(norms_of(model, "layer4"))
+    freeze_stages(model, 2)
+    assert moved(model) == set(norms_of(model, "layer3", "layer4"))
+    freeze_stages(model.eval(), 5)
+    assert moved(model) == set()
+
+
+def norms_of(model, *prefixes):
+    names = [name for name, _ in model.named_buffers() if name.endswith(("mean", "var"))]
+    return [name for name in names if name.startswith(prefixes)]
+
+
+def moved(model):
+    """The norms' statistics that are others after a batch."""
+    before = {name: value.clone() for name, value in model.named_buffers()}
+    model(torch.randn(2, 3, 64, 64))
+    names = [name for name in before if name.endswith(("mean", "var"))]
+    return {name for name in names if not model.get_buffer(name).equal(before[name])}
+
+
 def test_frozen_stages_get_no_gradient():
     model = build_backbone("resnet10_narrow_fpn", trainable_stages=2)
     sum(x.mean() for x in model(torch.randn(2, 3, 64, 64))).backward()

@@ -15,7 +15,9 @@ from sightline.backbone.spatial_transformer import Affine, ParameterLayer
 LAYERS = {
     "linear": (lambda: nn.Linear(300, 200), 300, 200),
     "convolution": (lambda: nn.Conv2d(24, 48, 5), 24 * 25, 48 * 25),
-    "grouped": (lambda: nn.Conv2d(64, 192, 5, groups=4), 16 * 25, 192 * 25),
+    "grouped": (lambda: nn.Conv2d(64, 192, 5, groups=4), 16 * 25, 48 * 25),
+    "depthwise": (lambda: nn.Conv2d(512, 512, 3, groups=512), 9, 9),
+    "grouped transposed": (lambda: nn.ConvTranspose2d(48, 96, 4, groups=3), 16 * 16, 32 * 16),
     "transposed": (lambda: nn.ConvTranspose2d(40, 30, 4, stride=2), 40 * 16, 30 * 16),
     "one-dimensional": (lambda: nn.Conv1d(100, 200, 3), 300, 600),
 }
@@ -76,6 +78,16 @@ def test_orthogonal(shape):
     torch.testing.assert_close(weight @ weight.T, torch.eye(16), atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("groups", [1, 2])
+def test_orthogonal_convolutions(groups):
+    """Each group's kernels, a row a unit, however torch stores them."""
+    for module in (nn.Conv2d(8, 16, 3, groups=groups), nn.ConvTranspose2d(8, 16, 3, groups=groups)):
+        initialise(module, "orthogonal")
+        for part in module.weight.detach().chunk(groups):
+            rows = (part.transpose(0, 1) if isinstance(module, nn.ConvTranspose2d) else part).flatten(1)
+            torch.testing.assert_close(rows @ rows.T, torch.eye(len(rows)), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("name", INITIALISERS)
 def test_same_seed_same_weights(name):
     networks = [nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(32, 4)) for _ in range(3)]
@@ -117,6 +129,19 @@ def test_lenets_table_of_connections():
         rows = table.outputs == unit
         expected = 2 / (25 * int(rows.sum()))
         assert weights[:, rows].var().item() == pytest.approx(expected, rel=0.1)
+
+
+def test_what_an_input_of_the_table_reaches():
+    """Each of six maps is seen by ten of sixteen, cell by cell of 5 x 5."""
+    network = lenet_classifier(10)
+    (table,) = (module for module in network.modules() if type(module).__name__ == "TableConv2d")
+    weights = []
+    for seed in range(40):
+        initialise(network, "xavier", seed=seed)
+        weights.append(table.weight.detach().clone())
+    weights = torch.stack(weights)
+    for unit, maps in ((0, 3), (15, 6)):
+        assert weights[:, table.outputs == unit].var().item() == pytest.approx(2 / (25 * maps + 250), rel=0.1)
 
 
 def test_no_such_name():

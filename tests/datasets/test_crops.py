@@ -165,7 +165,7 @@ def test_lighting_from_a_file(real_data, tmp_path):
 )
 def test_bad_options_are_named(bad):
     (name,) = bad
-    with pytest.raises(ValueError, match=f"augment.{name} must"):
+    with pytest.raises(ValueError, match=f"crop.{name} must"):
         ScaleCrop(**bad)
 
 

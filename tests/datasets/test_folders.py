@@ -9,8 +9,8 @@ from PIL import Image
 from sightline.datasets.clean import UNKNOWN_CATEGORY, UNREADABLE
 from sightline.datasets.detection import DetectionDataset
 from sightline.datasets.folders import (
-    Crops,
     FolderSource,
+    ObjectCrops,
     class_paths,
     is_class_folders,
     is_unlabelled,
@@ -258,7 +258,7 @@ def test_class_paths_of_objects_are_refused(real_data, tmp_path):
 def test_crops_are_the_pictures_pixels(real_data, tmp_path):
     table = read(real_data("bccd"), "test").select(np.arange(20))
     names = [Path(path).stem for path in table.paths]
-    left_out = write_crops(table, names, tmp_path / "train", Crops(min_side=40))
+    left_out = write_crops(table, names, tmp_path / "train", ObjectCrops(min_side=40))
     written = FolderSource(tmp_path).read("train")
     sides = (table.boxes[:, 2:] - table.boxes[:, :2]).min(axis=1)
     kept = np.flatnonzero(sides >= 40)
@@ -281,14 +281,14 @@ def test_margins_and_rounding(tmp_path):
     table.boxes[:] = [[2.3, 4.0, 4.3, 8.0]]
     cases = {0.0: np.s_[4:8, 2:5], 0.5: np.s_[2:10, 1:6], 2.0: np.s_[0:12, 0:8]}
     for margin, window in cases.items():
-        assert not write_crops(table, ["x"], tmp_path / str(margin), Crops(margin)).counts
+        assert not write_crops(table, ["x"], tmp_path / str(margin), ObjectCrops(margin)).counts
         np.testing.assert_array_equal(read_image(tmp_path / str(margin) / "a" / "x_0.png"), image[window])
 
 
 def test_crowds_are_left_out(real_data, tmp_path):
     table = read(real_data("coco"), "val")
     table = table.select(np.unique(table.image[table.crowd])[:2])
-    left_out = write_crops(table, ["a", "b"], tmp_path, Crops())
+    left_out = write_crops(table, ["a", "b"], tmp_path, ObjectCrops())
     assert left_out.counts == {"crowd is no single object (left out)": table.crowd.sum()}
     assert len(list(tmp_path.rglob("*.png"))) == (~table.crowd).sum()
 
@@ -297,7 +297,10 @@ def test_crowds_are_left_out(real_data, tmp_path):
 def test_names_that_no_folder_can_bear(tmp_path, name):
     table = FolderSource(plant(tmp_path / "in", "a/1.jpg")).read()
     table.categories = [name]
-    for write in (lambda: write_crops(table, ["x"], tmp_path / "out", Crops()), lambda: class_paths(table, ["x"], "o")):
+    for write in (
+        lambda: write_crops(table, ["x"], tmp_path / "out", ObjectCrops()),
+        lambda: class_paths(table, ["x"], "o"),
+    ):
         with pytest.raises(DataError, match="cannot be the name of a class folder"):
             write()
     assert not (tmp_path / "out").exists()
@@ -306,4 +309,4 @@ def test_names_that_no_folder_can_bear(tmp_path, name):
 @pytest.mark.parametrize("bad", [{"margin": -0.1}, {"margin": float("nan")}, {"min_side": 0}])
 def test_bad_crops(bad):
     with pytest.raises(DataError, match="need 0 <= margin <= 10 and min_side >= 1"):
-        Crops(**bad)
+        ObjectCrops(**bad)

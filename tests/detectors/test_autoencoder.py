@@ -21,6 +21,7 @@ MODELS = {
     "vgg11_bn": ({"backbone": "vgg11_bn"}, 32),
     "vgg11_bn tied": ({"backbone": "vgg11_bn", "tied": True, "norm": "group"}, 32),
     "resnet18": ({"backbone": "resnet18", "noise": "gaussian"}, 64),
+    "fire modules": ({"backbone": "squeezenet1_1"}, 64),
     "mobilenet_v2": ({"backbone": "mobilenet_v2", "norm": "group"}, 64),
 }
 
@@ -195,6 +196,7 @@ def test_the_backbone_goes_on_to_other_models(tmp_path):
 # name: arguments, what the message says
 MISTAKES = {
     "tied": ({"backbone": "resnet18", "tied": True}, "lenet, alexnet.*'resnet18' branches"),
+    "tied fire modules": ({"backbone": "squeezenet1_1", "tied": True}, "'squeezenet1_1' branches"),
     "pyramid": ({"backbone": "resnet18_fpn"}, "take 'resnet18'"),
     "noise": ({"noise": "salt"}, "masking, gaussian"),
     "share": ({"corruption": 1.0}, "share in"),

@@ -100,6 +100,16 @@ def test_confidence_is_neither_lost_nor_made():
         torch.testing.assert_close(before, after)
 
 
+def test_every_confidence_that_was_gathered_has_a_gradient():
+    boxes, labels, scores = heap()
+    merged, _, gathered = merge(boxes.requires_grad_(), labels, scores.requires_grad_(), limit=0.7)
+    assert not merged.requires_grad
+    (gradient,) = torch.autograd.grad(gathered.sum(), [scores])
+    assert torch.equal(gradient, (labels >= 0).double())
+    (gradient,) = torch.autograd.grad(merge(boxes, labels, scores, limit=0.7)[2].amax(), [scores])
+    assert (gradient * scores).sum().item() == pytest.approx(gathered.max().item())
+
+
 def test_merging_again_changes_nothing():
     once = merge(*heap(), limit=0.7)
     for one, other in zip(once, merge(*once, limit=0.7), strict=True):

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sightline.backbone import build_classifier
+from sightline.backbone import build_classifier, freeze_stages
 from sightline.datasets import shapes
 from sightline.datasets.structures import Instances
 from sightline.detectors import Classifier, classifier, load, save
@@ -208,8 +208,28 @@ def test_arguments_reach_the_network():
     frozen = classifier("resnet18", 2, norm="frozen", trainable_stages=0)
     learning = {name for name, p in frozen.named_parameters() if p.requires_grad}
     assert learning == {"backbone.fc.weight", "backbone.fc.bias"}
+    drawn = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        drawn.append(classifier("lenet", 2, init="he").backbone.classifier[0].weight)
+    assert torch.equal(drawn[0], drawn[1])
+    assert not torch.equal(drawn[0], drawn[2])
     zero = classifier("lenet", 2, init="zero")
     assert zero.backbone.classifier[0].weight.abs().sum() == 0
+
+
+def test_a_frozen_body_is_held_still():
+    """By the norm's statistics: at once, after `train`, and no longer once it is thawed."""
+    model = classifier("resnet18", 2, norm="batch", trainable_stages=0)
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+    images, sizes = batch(64)
+    for mode in (model, model.eval().train()):
+        mode(images, sizes)
+        assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    freeze_stages(model.backbone, 1)
+    model(images, sizes)
+    changed = {name.split(".")[1] for name, value in model.state_dict().items() if not torch.equal(value, state[name])}
+    assert changed == {"layer4"}
 
 
 # name: arguments, what the message says

@@ -50,14 +50,19 @@ def test_three_verbs():
     assert all(p.grad.abs().sum() > 0 for p in together.parameters())
 
 
-def test_one_detector_alone_keeps_its_sure_boxes():
-    """An ensemble of a model and itself finds what the model finds, but for boxes that fall into one."""
-    model, (images, sizes) = detector(), batch(64)
+def test_detectors_pool_what_they_find():
+    """A model and another: each image's detections of both, fused one cluster after another."""
+    models, (images, sizes) = [detector(), detector()], batch(64)
     with torch.no_grad():
-        alone, twice = model.detect(images, sizes), ensemble([model, model]).detect(images, sizes)
-    assert twice.labels.shape == alone.labels.shape
-    torch.testing.assert_close(twice.scores[:, 0], alone.scores[:, 0], rtol=0.2, atol=0)
-    assert torch.equal(twice.labels[:, 0], alone.labels[:, 0])
+        each, together = [model.detect(images, sizes) for model in models], ensemble(models).detect(images, sizes)
+    assert together.labels.shape == each[0].labels.shape
+    for i in range(2):
+        found = together[i]
+        columns = [torch.cat([getattr(one, name)[i] for one in each]) for name in ("boxes", "labels", "scores")]
+        expected = slow_fusion(*columns, 2)[: together.labels.shape[1]]
+        torch.testing.assert_close(found.scores, torch.tensor([row[0] for row in expected]))
+        assert found.labels.tolist() == [row[1] for row in expected]
+        torch.testing.assert_close(found.boxes, torch.stack([row[2] for row in expected]))
 
 
 def slow_fusion(boxes, labels, scores, models):

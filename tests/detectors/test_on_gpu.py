@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from sightline.datasets.structures import Instances
-from sightline.detectors import faster_rcnn, faster_rcnn_c5
+from sightline.detectors import autoencoder, classifier, faster_rcnn, faster_rcnn_c5, localization, overfeat
+from sightline.detectors.roi_transformer import RoITransformer, upright_to_rotated
 
 pytestmark = [
     pytest.mark.gpu,
@@ -17,6 +18,16 @@ MODELS = {
     "pyramid": lambda: faster_rcnn("resnet18_fpn", 3, norm="batch", proposals=200),
     "one map": lambda: faster_rcnn_c5("resnet18", 3, norm="batch", proposals=200, head_width=256),
 }
+
+# Whose answers are no regions.
+OTHERS = {
+    "classifier": lambda: classifier("resnet18", 3),
+    "localization": lambda: localization("resnet18", 3, norm="batch", objects=2),
+    "overfeat": lambda: overfeat(3, network="small"),
+    "autoencoder": lambda: autoencoder("resnet18"),
+    "tied autoencoder": lambda: autoencoder("vgg11", tied=True),
+}
+EVERY = MODELS | OTHERS
 
 
 def batch():
@@ -34,9 +45,9 @@ def no_waiting():
     torch.cuda.set_sync_debug_mode("default")
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_a_step_does_not_wait(name, no_waiting):
-    model = MODELS[name]().cuda()
+    model = EVERY[name]().cuda()
     images, sizes, targets = batch()
 
     def step():
@@ -53,16 +64,28 @@ def test_a_step_does_not_wait(name, no_waiting):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", EVERY)
 def test_detection_does_not_wait(name, no_waiting):
-    model = MODELS[name]().cuda().eval()
+    model = EVERY[name]().cuda().eval()
     images, sizes, _ = batch()
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model.detect(images, sizes)
         no_waiting()
         found = model.detect(images, sizes)
     torch.cuda.set_sync_debug_mode("default")
-    assert found.boxes.shape == (2, 100, 4)
+    assert found.boxes.shape == (2, found.labels.shape[1], 4)
+    assert name in OTHERS or found.labels.shape[1] == 100
+
+
+def test_rotated_regions_do_not_wait(no_waiting):
+    pool = RoITransformer((8, 16))
+    maps = [torch.randn(2, 3, 256 // s, 320 // s, device="cuda", requires_grad=True) for s in (8, 16)]
+    rois = upright_to_rotated(batch()[2].boxes).requires_grad_()
+    pool(maps, rois).sum().backward()
+    no_waiting()
+    pool(maps, rois).sum().backward()
+    torch.cuda.set_sync_debug_mode("default")
+    assert all(x.grad is not None and x.grad.isfinite().all() for x in (*maps, rois))
 
 
 @pytest.mark.parametrize("name", MODELS)

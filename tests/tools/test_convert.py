@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from sightline.datasets.coco import write_coco
-from sightline.datasets.folders import Crops, FolderSource
+from sightline.datasets.folders import FolderSource, ObjectCrops
 from sightline.datasets.images import write_image
 from sightline.datasets.readers import read, read_splits
 from sightline.datasets.table import DataError
@@ -151,8 +151,8 @@ def test_errors_of_folders_and_categories(real_data, tmp_path, capsys):
     coco, out = real_data("coco"), tmp_path / "new"
     for to, options, message in [
         ("folders", {}, r"write the objects' crops instead \(--crops\)"),
-        ("voc", {"crops": Crops()}, "--to folders, not voc"),
-        ("folders", {"crops": Crops(), "link": True}, "leave --link out"),
+        ("voc", {"crops": ObjectCrops()}, "--to folders, not voc"),
+        ("folders", {"crops": ObjectCrops(), "link": True}, "leave --link out"),
         ("coco", {"categories": ["dog", "preson"]}, r"no category 'preson' in the data set; did you mean 'person'\?"),
         ("coco", {"categories": 0}, "cannot keep the 0 commonest categories: 80 have objects"),
         ("coco", {"categories": 81}, "cannot keep the 81 commonest"),
@@ -164,11 +164,11 @@ def test_errors_of_folders_and_categories(real_data, tmp_path, capsys):
         assert main([str(coco), "--to", "folders", "--out", str(out), *options]) == 1
         assert message in capsys.readouterr().err
     with pytest.raises(DataError, match=r"train: no object is left to write\s.*under 9999 pixels"):
-        convert(real_data("raccoon"), "folders", out, crops=Crops(min_side=9999))
+        convert(real_data("raccoon"), "folders", out, crops=ObjectCrops(min_side=9999))
 
 
 def test_commonest_are_counted_on_the_training_split(real_data, tmp_path):
-    written = convert(real_data("coco"), "folders", tmp_path / "out", split="val", categories=3, crops=Crops())
+    written = convert(real_data("coco"), "folders", tmp_path / "out", split="val", categories=3, crops=ObjectCrops())
     train = counts(read(real_data("coco"), "train"))
     assert set(written["val"].categories) <= set(sorted(train, key=train.get)[-4:])
     assert written.keys() == {"val"}

@@ -10,7 +10,7 @@ from torch import nn
 from sightline.datasets.shapes import draw
 from sightline.datasets.statistics import Statistics
 from sightline.datasets.structures import Instances
-from sightline.detectors import Detector, faster_rcnn, save
+from sightline.detectors import Detector, faster_rcnn, overfeat, save
 from sightline.detectors.classification import classifier
 from sightline.detectors.saliency import heat_map
 from sightline.tools.inspect_pictures import overlay
@@ -183,12 +183,41 @@ def test_heat_leaves_the_model_as_it_was():
     assert model.backbone.weight.grad is None
 
 
+def test_heat_of_merged_boxes():
+    """OverFeat's answers are gathered from many windows."""
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (1, 3, 96, 96), dtype=torch.uint8)
+    found = heat_map(overfeat(3, network="small", scales=(1.0,)), image, torch.tensor([[96, 96]]))
+    assert tuple(found.heat.shape) == (96, 96)
+    assert found.heat.max() == 1
+
+
+def test_heat_comes_from_the_cpu(monkeypatch):
+    """A GPU may have no double precision: the copy leaves it first."""
+    calls = []
+    for name in ("cpu", "double"):
+        original = getattr(nn.Module, name)
+        monkeypatch.setattr(nn.Module, name, lambda self, f=original, name=name: calls.append(name) or f(self))
+    heat_map(Bright(), torch.full((1, 3, 32, 32), 9, dtype=torch.uint8), torch.tensor([[32, 32]]))
+    assert calls == ["cpu", "double"]
+
+
+class Blind(Bright):
+    """Its answers have no gradient."""
+
+    @torch.no_grad()
+    def detect(self, images, sizes):
+        return super().detect(images, sizes)
+
+
 def test_heat_refusals():
     image, sizes = torch.zeros(1, 3, 32, 32), torch.tensor([[32, 32]])
     with pytest.raises(ValueError, match="finds nothing of label 7"):
         heat_map(Bright(), image, sizes, label=7)
     model = Bright()
     del model.backbone
+    with pytest.raises(ValueError, match="the scores of Blind have none"):
+        heat_map(Blind(), image, sizes)
     with pytest.raises(ValueError, match="Bright has none"):
         heat_map(model, image, sizes)
 

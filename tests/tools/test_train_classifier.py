@@ -42,6 +42,21 @@ def test_a_classifiers_run_folder(train, tmp_path, capsys):
     assert (folder / "report.html").exists()
 
 
+def test_a_classifiers_run_goes_on(train, tmp_path):
+    """The configuration in the run folder runs again, the crops of training pictures too."""
+    assert train("lenet", "--data.crop.scale", "[33, 35]") == 0
+    assert train("--resume", "runs/lenet/1", "--trainer.max_epochs", "2") == 0
+    config = (tmp_path / "runs/lenet/1/config.yaml").read_text()
+    assert "scale:\n    - 33\n" in config.replace("      -", "    -")
+    assert train("runs/lenet/1/config.yaml") == 0
+    assert (tmp_path / "runs/config/1/results.json").exists()
+
+
+def test_crops_of_another_size_than_the_network_sees_are_refused(train, capsys):
+    assert train("lenet", "--data.min_size", "48", "--data.max_size", "48") == 2
+    assert "--data.crop.size [48,48]" in capsys.readouterr().err
+
+
 def test_from_an_autoencoder_to_a_classifier_and_a_detector(train, tmp_path, capsys):
     assert train("autoencoder") == 0
     best = tmp_path / "runs/autoencoder/1/checkpoints/best.ckpt"

@@ -1,5 +1,6 @@
 """The mean over crops equals a slow loop, and scores as pictures do."""
 
+import cv2
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as V
@@ -8,7 +9,7 @@ from sightline.datasets.shapes import shapes_table
 from sightline.datasets.table import DataError
 from sightline.datasets.transforms import resize_image
 from sightline.detectors import classifier, ensemble
-from sightline.training import Crops, crop_probabilities, score, score_crops
+from sightline.training import Crops, crop_probabilities, crop_voting, score, score_crops
 
 
 def model(classes=6):
@@ -66,6 +67,22 @@ def test_one_crop_of_the_models_size_scores_as_the_whole_picture():
     assert cropped.result.summary() == whole.result.summary()
     assert len(cropped.detections) == len(whole.detections) == 60
     assert torch.equal(torch.from_numpy(cropped.detections.boxes), torch.from_numpy(whole.detections.boxes))
+
+
+def test_workers_start_and_fail_as_other_loaders_do(monkeypatch):
+    """OpenCV's threads are off, and an error arrives as it was raised."""
+
+    def read(path):
+        raise DataError(f"{path}: read with {cv2.getNumThreads()} threads")
+
+    monkeypatch.setattr(crop_voting, "read_picture", read)
+    table, threads = shapes_table("val", 2, 32).largest(1), cv2.getNumThreads()
+    cv2.setNumThreads(3)
+    try:
+        with pytest.raises(DataError, match=r"^shapes:\S+: read with 1 threads$"):
+            score_crops(model(), table, Crops(1, (32,), (32, 32)), num_workers=1, progress=False)
+    finally:
+        cv2.setNumThreads(threads)
 
 
 def test_mistakes_are_named():

@@ -1,6 +1,7 @@
 """Features at a layer: what they are, when they are read from the disk, and the last layer fitted to them."""
 
 import os
+import struct
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import nn
 
 from sightline.datasets.data_module import DetectionData
+from sightline.datasets.mnist import FILES, MnistFolder
 from sightline.datasets.table import DataError
 from sightline.detectors import faster_rcnn
 from sightline.detectors.classification import Classifier, classifier
@@ -92,6 +94,23 @@ def test_the_cache_is_read_and_holds_no_code(model, pictures, tmp_path, monkeypa
     assert np.array_equal(np.load(file, allow_pickle=False), first.numpy())
     monkeypatch.setattr("sightline.training.features._compute", None)  # computing again would fail
     assert torch.equal(table_features(cut, table, tmp_path / "cache"), first)
+
+
+def test_digits_that_changed_are_read_anew(tiny_classifier, tmp_path):
+    """Their many pictures lie in one file."""
+    for name, shape in zip(FILES["train"], ((4, 28, 28), (4,)), strict=True):
+        header = bytes([0, 0, 8, len(shape)]) + struct.pack(f">{len(shape)}I", *shape)
+        (tmp_path / name).write_bytes(
+            header + bytes(range(256)) * 12 + bytes(64) if len(shape) == 3 else header + bytes(4)
+        )
+    model, table = tiny_classifier(10).eval(), MnistFolder(tmp_path).read("train")
+    model.resize = (32, 32, True)
+    found = []
+    for date in (10**9, 10**9, 10**9 + 1):
+        os.utime(tmp_path / FILES["train"][0], (date, date))
+        table_features(Cut(model, HEAD, inputs=True), table, tmp_path / "cache")
+        found.append(len(list((tmp_path / "cache").iterdir())))
+    assert found == [1, 1, 2]
 
 
 def change_weights(model, pictures):

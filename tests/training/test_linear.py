@@ -49,6 +49,16 @@ def test_softmax_is_scikit_learns(features, labels, c):
     torch.testing.assert_close(ours.bias, bias, rtol=1e-3, atol=1e-3)
 
 
+def test_of_two_classes_scikit_learn_penalises_twice():
+    LogisticRegression = pytest.importorskip("sklearn.linear_model").LogisticRegression
+    features, labels = examples(classes=2)
+    ours = fit_softmax(features, labels, 2, 0.3)
+    theirs = LogisticRegression(C=0.6, tol=1e-10, max_iter=20000, solver="newton-cg")
+    theirs.fit(features.numpy(), labels.numpy())
+    difference = torch.from_numpy(theirs.coef_[0])
+    torch.testing.assert_close(ours.weight[1] - ours.weight[0], difference, rtol=1e-3, atol=1e-4)
+
+
 def test_weights_are_scikit_learns():
     svm, linear_model = pytest.importorskip("sklearn.svm"), pytest.importorskip("sklearn.linear_model")
     features, labels = examples()

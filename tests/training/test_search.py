@@ -96,6 +96,18 @@ def test_values_stay_within_their_ranges():
     for trial in run(RandomSampler(space, 40), 40, lambda values: -values["lr"]):
         assert 1e-3 <= trial.values["lr"] <= 2e-3
         assert trial.values["n"] in (3, 4, 5)
+        assert type(trial.values["n"]) is int
+
+
+@pytest.mark.parametrize("value", [4, 5, 8, 17, 50, 64])
+def test_fine_values_of_a_whole_range_are_whole(value):
+    """Within the range about the best there lie whole numbers only, the best among them, and never one outside."""
+    one = Range(4, 64, whole=True)
+    near = one.around(value)
+    values = {near.at(k / 50) for k in range(51)}
+    assert all(type(drawn) is int for drawn in values)
+    inside = [n for n in range(4, 65) if abs(math.log(n / value)) <= math.log(16) / 8 + 1e-9]
+    assert values == set(inside)
 
 
 def test_lowest_is_best_where_errors_are_measured():
@@ -117,6 +129,17 @@ def test_warns_of_a_best_value_on_the_border(lr, expected):
     else:
         (line,) = lines
         assert __import__("re").search(expected, line), line
+
+
+def test_whole_suggestions_are_whole():
+    """They are read again as whole numbers."""
+    space = {"n": Range(8, 128, whole=True)}
+    for value, expected in ((128, "n=8:512"), (8, "n=2:128")):
+        (line,) = border_warnings([Trial({"n": value}, "coarse", 0.9)], space)
+        assert line.endswith(expected)
+        assert Range.parse(line.rpartition(" ")[2])[1].whole
+    assert border_warnings([Trial({"n": 1}, "coarse", 0.9)], {"n": Range(1, 9, whole=True)}) == []
+    assert " 1234 " in format_table([Trial({"n": 1234}, "coarse", 0.9)], "AP")
 
 
 def test_table_and_csv(tmp_path):
