@@ -4,7 +4,8 @@ FCN (fully connected, two hidden layers) and CNN (9x9 and 7x7 convolutions, each
 All have about 400k parameters: where a transformer takes some, the hidden layers are narrower.
 
 Deviations from the paper: batch norm, after pooling, where it costs least; a hidden layer behind the CNN's convolutions;
-its first pooling is by 3 in 60x60 pictures; transformers give 28x28 pixels whatever comes in.
+its first pooling is by 3 in 60x60 pictures, which the FCN averages to 20x20 first, as it would else have 105 hidden units;
+transformers give 28x28 pixels whatever comes in.
 
 Letters: B pictures, S their side in pixels.
 """
@@ -40,7 +41,9 @@ class DigitNetwork(nn.Module):
 
 def fcn(size: int = 28) -> DigitNetwork:
     """Two hidden layers; `size` is S."""
-    return DigitNetwork(_fully_connected(size, BUDGET))
+    if size < 60:
+        return DigitNetwork(_fully_connected(size, BUDGET))
+    return DigitNetwork(nn.Sequential(nn.AvgPool2d(3, ceil_mode=True), *_fully_connected(-(-size // 3), BUDGET)))
 
 
 def cnn(size: int = 28) -> DigitNetwork:

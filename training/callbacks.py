@@ -12,7 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class SaveOnInterrupt(Callback):
-    """Ctrl-C ends the run after the step it is in, saved so that resuming repeats an uninterrupted run exactly.
+    """Ctrl-C ends the run after the step it is in, saved so that resuming repeats an uninterrupted run exactly; after an
+    epoch's last step, once that has been validated and one more step taken.
 
     A second Ctrl-C ends it at once, unsaved. With several processes, whose steps cannot be held at one place by a signal,
     Lightning's own handling stays, and a run resumes from its last epoch.
@@ -40,7 +41,8 @@ class SaveOnInterrupt(Callback):
         )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        if self._asked:
+        # After an epoch's last step its validation still takes place: a run resumed from here would leave it out.
+        if self._asked and not trainer.is_last_batch:
             trainer.save_checkpoint(self.path, weights_only=False)
             rank_zero_info(f"saved {self.path}")
             raise KeyboardInterrupt

@@ -290,7 +290,7 @@ def test_it_learns_to_find_a_square():
 def test_all_networks_are_of_one_size(build, size):
     network = build(size)
     assert network(torch.rand(2, 1, size, size)).shape == (2, 10)
-    assert 0.97 * BUDGET < sum(p.numel() for p in network.parameters()) <= BUDGET
+    assert 0.97 * BUDGET < sum(p.numel() for p in network.parameters()) < 1.001 * BUDGET
 
 
 @pytest.mark.parametrize("build", [st_fcn, st_cnn])
