@@ -16,6 +16,7 @@ from .fpn import FPN, P6P7, BackboneWithFPN, MaxPoolP6, with_fpn
 from .freeze import freeze_stages, stages
 from .fully_convolutional import FullyConvolutional, to_convolutional
 from .googlenet import googlenet, googlenet_2014
+from .last_map import LastMap
 from .lenet import lenet
 from .mobilenet_v2 import (
     mobilenet_v2,

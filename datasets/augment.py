@@ -29,17 +29,23 @@ class Augment:
             out, which holds at least one object's centre; an object stays, clipped, if its centre does. Below 1 the
             picture shrinks.
         colour: strength of the jitter of brightness, contrast and saturation: 0.2 means factors from 0.8 to 1.2.
+        short_sides: instead of the zoom, a picture is shrunk until its short side is one of these numbers of pixels, drawn
+            at random (Fast R-CNN, section 5.2: 480, 576, 688, 864, 1200, with min_size 1200); one that is as short
+            already stays as it is. None zooms.
     """
 
     flip: float = 0.5
     vertical_flip: float = 0.0
     scale: tuple[float, float] = (0.8, 1.25)
     colour: float = 0.2
+    short_sides: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         low, high = self.scale
         if not 0 < low <= high:
             raise ValueError(f"augment.scale must be (low, high) with 0 < low <= high, got {self.scale}")
+        if self.short_sides is not None and (not self.short_sides or min(self.short_sides) < 1):
+            raise ValueError(f"augment.short_sides must be numbers of pixels from 1, or null, got {self.short_sides}")
         for name in ("flip", "vertical_flip", "colour"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
@@ -47,9 +53,8 @@ class Augment:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if sample.target.masks is not None:
             raise ValueError("Augment does not crop masks yet; turn it off (augment: null) to train with masks")
-        horizontal, vertical, zoom = rng.random(3).tolist()
-        low, high = self.scale
-        sample = _zoom(sample, low * (high / low) ** zoom, rng)
+        horizontal, vertical, size = rng.random(3).tolist()
+        sample = self._sized(sample, size, rng)
         if horizontal < self.flip:
             sample = flip(sample)
         if vertical < self.vertical_flip:
@@ -57,6 +62,14 @@ class Augment:
         if self.colour > 0:
             sample = jitter_colour(sample, self.colour, int(rng.integers(2**32)))
         return sample
+
+    def _sized(self, sample: Sample, size: float, rng: np.random.Generator) -> Sample:
+        """The sample at another scale; `size` in [0, 1) says which."""
+        if self.short_sides is None:
+            low, high = self.scale
+            return _zoom(sample, low * (high / low) ** size, rng)
+        side = self.short_sides[int(size * len(self.short_sides))]
+        return _zoom(sample, min(1.0, side / min(sample.image.shape[1:])), rng)
 
 
 def _zoom(sample: Sample, factor: float, rng: np.random.Generator) -> Sample:
@@ -83,11 +96,16 @@ def _corner(sample: Sample, window: tuple[int, int], rng: np.random.Generator) -
 def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sample:
     """The part of a sample from `corner` (y, x) on, `window` (height, width) pixels large and within the picture.
 
-    An object stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area. A landmark
-    outside is no longer known.
+    An object or proposal stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area. A
+    landmark outside is no longer known.
     """
     (y, x), (height, width) = corner, window
-    target = sample.target
+    image = sample.image[:, y : y + height, x : x + width]
+    return sample.moved(image, lambda instances: _crop_instances(instances, corner, window))
+
+
+def _crop_instances(target: Instances, corner: tuple[int, int], window: tuple[int, int]) -> Instances:
+    (y, x), (height, width) = corner, window
     moved = target.boxes - target.boxes.new_tensor([x, y, x, y])
     limit = moved.new_tensor([width, height] * 2)
     clipped = moved.clamp(min=0).minimum(limit)
@@ -96,9 +114,8 @@ def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sa
     if target.crowd is not None:
         inside |= target.crowd
     inside &= (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
-    image = sample.image[:, y : y + height, x : x + width]
     landmarks = None if target.landmarks is None else _within(target.landmarks - moved.new_tensor([x, y]), limit[:2])
-    return Sample(image, replace(target, boxes=clipped, landmarks=landmarks)[inside], sample.info)
+    return replace(target, boxes=clipped, landmarks=landmarks)[inside]
 
 
 def _within(points: Tensor, limit: Tensor) -> Tensor:
@@ -107,13 +124,17 @@ def _within(points: Tensor, limit: Tensor) -> Tensor:
 
 
 def _flip_vertically(sample: Sample) -> Sample:
-    x0, y0, x1, y1 = sample.target.boxes.unbind(-1)
-    height, points = sample.image.shape[1], sample.target.landmarks
+    height = sample.image.shape[1]
+    info = sample.info._replace(upturned=not sample.info.upturned)
+    image = from_hwc(cv2.flip(to_hwc(sample.image), 0))
+    return sample.moved(image, lambda instances: _upturn_instances(instances, height), info)
+
+
+def _upturn_instances(instances: Instances, height: int) -> Instances:
+    (x0, y0, x1, y1), points = instances.boxes.unbind(-1), instances.landmarks
     boxes = torch.stack([x0, height - y1, x1, height - y0], dim=-1)
     landmarks = None if points is None else torch.stack([points[..., 0], height - points[..., 1]], dim=-1)
-    target = replace(sample.target, boxes=boxes, landmarks=landmarks)
-    info = sample.info._replace(upturned=not sample.info.upturned)
-    return Sample(from_hwc(cv2.flip(to_hwc(sample.image), 0)), target, info)
+    return replace(instances, boxes=boxes, landmarks=landmarks)
 
 
 def jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:
@@ -160,6 +181,8 @@ class Albumentations:
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
         if sample.target.masks is not None:
             raise ValueError("Albumentations does not change compact masks; turn augmentation off to train with masks")
+        if sample.proposals is not None:
+            raise ValueError("Albumentations does not change proposals; train on them with data.augment, or with none")
         valid = _valid(sample.target)  # albumentations raises on a box without area
         self.compose.set_random_seed(int(rng.integers(2**32)))
         out = self.compose(image=to_hwc(sample.image), bboxes=valid.boxes.numpy(), rows=np.arange(len(valid)))

@@ -204,4 +204,13 @@ def collate(samples: Sequence[Sample], frame: tuple[int, int]) -> Batch:
     sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
     most = max(len(sample.target) for sample in samples)
     targets = Instances.collate([sample.target for sample in samples], size=max(8, 1 << (most - 1).bit_length()))
-    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), sizes, targets, [sample.info for sample in samples])
+    infos, proposals = [sample.info for sample in samples], _collate_proposals(samples)
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), sizes, targets, infos, proposals)
+
+
+def _collate_proposals(samples: Sequence[Sample]) -> Instances | None:
+    """Their number is rounded up to a multiple of 250, so that a compiled network meets few shapes."""
+    if any(sample.proposals is None for sample in samples):
+        return None
+    most = max(len(sample.proposals) for sample in samples)
+    return Instances.collate([sample.proposals for sample in samples], size=max(1, -(-most // 250)) * 250)

@@ -371,7 +371,7 @@ def _annotations(table: Table) -> list[dict[str, Any]]:
     if table.landmarks is not None:
         known = np.isfinite(table.landmarks).all(axis=-1)
         points = np.dstack([table.landmarks.astype(np.float64), np.full(known.shape, 2)])  # 2: visible
-        columns["keypoints"] = np.where(known[..., None], points, 0).reshape(len(known), -1).tolist()
+        columns["keypoints"] = np.where(known[..., None], points, 0).reshape(len(known), 3 * known.shape[1]).tolist()
         columns["num_keypoints"] = known.sum(axis=1).tolist()
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 

@@ -9,12 +9,15 @@ from functools import cached_property
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from .augment import Augment
 from .batching import frame_multiple, frame_sizes
 from .crops import ScaleCrop
 from .detection import DetectionDataset, Loader, loader_for
+from .proposal_files import read_proposals
+from .proposals import Proposer
+from .propose import propose
 from .readers import read_splits
 from .shapes import shapes_table
 from .table import DataError, Table
@@ -42,7 +45,10 @@ _AUGMENT, _SHAPES = Augment(), Shapes()
 class DetectionData(LightningDataModule):
     """Pictures with boxes, from the built-in shapes or a folder or file in any known format.
 
-    Annotations are read when first needed (`categories`, `tables`, a loader), once.
+    Annotations are read when first needed (`categories`, `tables`, a loader), once; proposals when a split's loader is.
+
+    Attributes:
+        proposer: of the model that is trained on these pictures, where it has one; `sightline train` sets it.
     """
 
     # With fewer validation pictures than processes some process has none; that is no error.
@@ -65,6 +71,8 @@ class DetectionData(LightningDataModule):
         cache: bool = False,
         largest: int | None = None,
         shapes: Shapes = _SHAPES,
+        proposals: str | None = None,
+        proposal_cache: str | None = None,
     ) -> None:
         """
         Args:
@@ -84,6 +92,10 @@ class DetectionData(LightningDataModule):
             largest: keep only so many of the largest objects of every picture, and leave out pictures without any: for
                 models that give a fixed number of answers; null keeps all.
             shapes: what to draw when `path` is "shapes".
+            proposals: boxes made elsewhere, for detectors that do not propose themselves: a file, or a folder of one for each
+                split, that `datasets.proposal_files` reads; null lets the model's proposer make them.
+            proposal_cache: the folder where that proposer's boxes are kept; null keeps them beside the data, or in
+                $SIGHTLINE_CACHE.
         """
         super().__init__()
         if min_size < 1 or max_size < 1 or (max_size < min_size and not exact):
@@ -99,10 +111,18 @@ class DetectionData(LightningDataModule):
                 f"training pictures would be cut to {crop.size[0]}x{crop.size[1]} (data.crop.size) and all others brought to "
                 f"{min_size}x{max_size}: set --data.crop.size [{min_size},{max_size}], and --data.crop.scale to go with it"
             )
+        longest = max(getattr(augment, "short_sides", None) or [0])
+        if crop is None and longest > min_size:
+            raise DataError(
+                f"training pictures of min_size {min_size} cannot be shrunk to a short side of {longest} pixels "
+                f"(data.augment.short_sides): set --data.min_size {longest}, and --data.max_size to go with it"
+            )
         if largest is not None and largest < 1:
             raise DataError(f"largest must be at least 1 object a picture, got {largest}")
         self.largest = largest
         self.train_split, self.val_split = train_split, val_split
+        self.proposer: Proposer | None = None
+        self.proposals, self.proposal_cache = proposals, proposal_cache
         self._told = False
 
     @cached_property
@@ -163,10 +183,8 @@ class DetectionData(LightningDataModule):
     def _loader(self, split: str, train: bool = False) -> Loader:
         if split not in self.tables:
             raise DataError(f'{self.path} has no split "{split}", only {", ".join(self.tables)}')
-        augment = self.augment if train else None
-        dataset = DetectionDataset(
-            self.tables[split], resize=self.resize, augment=augment, seed=self.seed, cache=self.cache
-        )
+        table, augment = self.proposed(split), self.augment if train else None
+        dataset = DetectionDataset(table, resize=self.resize, augment=augment, seed=self.seed, cache=self.cache)
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return loader_for(
             dataset,
@@ -177,6 +195,25 @@ class DetectionData(LightningDataModule):
             rank=rank,
             world_size=world_size,
         )
+
+    def proposed(self, split: str) -> Table:
+        """A split's table, with proposals if somebody proposes: made when first asked for. All processes of a training do so.
+
+        Raises:
+            DataError: as `read_proposals` and `propose` do.
+        """
+        table = self.tables[split]
+        if table.regions is None and self.proposals is not None:
+            self.tables[split] = read_proposals(self.proposals, table)
+        elif table.regions is None and self.proposer is not None:
+            self.tables[split] = propose(
+                table,
+                self.proposer,
+                cache=self.proposal_cache,
+                num_workers=self.num_workers,
+                progress=rank_zero_only.rank == 0,
+            )
+        return self.tables[split]
 
     @cached_property
     def frames(self) -> np.ndarray:

@@ -18,6 +18,7 @@ from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_mul
 from .images import read_image
 from .landmarks import mirrored
 from .mnist import read_mnist
+from .proposals import as_instances
 from .shapes import read_shapes
 from .structures import Batch, ImageInfo, Instances, Sample
 from .table import DataError, Table
@@ -105,7 +106,12 @@ class DetectionDataset(Dataset):
         size, shape = (tuple(array[index].tolist()) for array in (self.table.sizes, self.shapes))
         scale = (shape[0] / size[0], shape[1] / size[1])
         info = ImageInfo(int(self.table.image_ids[index]), self.table.paths[index], size, scale)
-        return Sample(self._image(index), resize_instances(self.target(index), size, shape), info)
+        sample = Sample(self._image(index), self.target(index), info, self._proposals(index))
+        return sample.moved(sample.image, lambda instances: resize_instances(instances, size, shape))
+
+    def _proposals(self, index: int) -> Instances | None:
+        """Picture `index`'s proposals in its original pixels, if the table has any."""
+        return None if self.table.regions is None else as_instances(self.table.regions[index])
 
     def _image(self, index: int) -> Tensor:
         if self._cache is None:
@@ -132,6 +138,11 @@ def read_picture(path: str) -> np.ndarray:
     if path.startswith("mnist:"):
         return read_mnist(path)
     return read_image(path)
+
+
+def has_file(path: str) -> bool:
+    """Whether a picture is a file of its own, and not one of `shapes:…` or `mnist:…`."""
+    return not path.startswith(("shapes:", "mnist:"))
 
 
 class _Cache:

@@ -6,7 +6,7 @@ Boxes are xyxy in pixels, continuous coordinates (no +1); labels are 0..C-1, and
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import NamedTuple
 
@@ -170,15 +170,29 @@ class ImageInfo(NamedTuple):
 
 @dataclass
 class Sample:
-    """One picture before batching: image (3, H, W) uint8 RGB, its objects in that image's pixels, and where it came from."""
+    """One picture before batching.
+
+    Attributes:
+        image: (3, H, W) uint8 RGB.
+        target: its objects, in that image's pixels.
+        info: where it came from.
+        proposals: where objects may be, best first, for detectors that do not propose themselves; labels are 0. None
+            where nobody asked.
+    """
 
     image: Tensor
     target: Instances
     info: ImageInfo
+    proposals: Instances | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.image, Tensor) and (self.image.ndim != 3 or self.image.shape[0] != 3):
             raise ValueError(f"image must be (3, H, W), got {tuple(self.image.shape)} for {self.info.path}")
+
+    def moved(self, image: Tensor, change: Callable[[Instances], Instances], info: ImageInfo | None = None) -> Sample:
+        """The sample after a change of geometry: another image, objects and proposals changed alike."""
+        proposals = None if self.proposals is None else change(self.proposals)
+        return Sample(image, change(self.target), info or self.info, proposals)
 
 
 @dataclass
@@ -190,26 +204,35 @@ class Batch:
         sizes: (B, 2) int64, the valid (height, width) within the frame.
         targets: the objects, padded to one N; None when nothing is known of them.
         infos: B records of where each picture came from.
+        proposals: (B, K) boxes that may hold an object, best first, padded with label -1; None where nobody asked.
     """
 
     images: Tensor
     sizes: Tensor
     targets: Instances | None
     infos: list[ImageInfo]
+    proposals: Instances | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
 
+    @property
+    def inputs(self) -> tuple[Tensor, Tensor] | tuple[Tensor, Tensor, Instances]:
+        """What a model's `forward` takes: (images, sizes), and the proposals where there are any."""
+        return (self.images, self.sizes) if self.proposals is None else (self.images, self.sizes, self.proposals)
+
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy on another device; from pinned memory the copy overlaps with the GPU's work."""
-        targets = None if self.targets is None else self.targets.to(device, non_blocking)
         images, sizes = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.sizes))
-        return Batch(images, sizes, targets, self.infos)
+        return self._with(images, sizes, lambda instances: instances.to(device, non_blocking))
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory."""
-        targets = None if self.targets is None else self.targets.pin_memory()
-        return Batch(self.images.pin_memory(), self.sizes.pin_memory(), targets, self.infos)
+        return self._with(self.images.pin_memory(), self.sizes.pin_memory(), Instances.pin_memory)
+
+    def _with(self, images: Tensor, sizes: Tensor, change: Callable[[Instances], Instances]) -> Batch:
+        targets, proposals = (None if i is None else change(i) for i in (self.targets, self.proposals))
+        return Batch(images, sizes, targets, self.infos, proposals)
 
 
 for _type in (Instances, Sample, Batch):

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from .proposals import Regions
+
 
 @dataclass
 class Problems:
@@ -91,6 +93,7 @@ class Table:
         captions: I lists of sentences, or None.
         landmarks: (K, P, 2) float32, (x, y) in pixels, NaN where a point is not known; or None.
         landmark_names: P names, e.g. "left_eye"; None where there are no landmarks.
+        regions: the pictures' proposals, for detectors that do not propose themselves; None where nobody asked.
         problems: what was found wrong while reading.
     """
 
@@ -109,6 +112,7 @@ class Table:
     captions: list[list[str]] | None = None
     landmarks: np.ndarray | None = None
     landmark_names: list[str] | None = None
+    regions: Regions | None = None
     problems: Problems = field(default_factory=Problems)
 
     def __post_init__(self) -> None:
@@ -122,6 +126,8 @@ class Table:
         for name, shape in shapes.items():
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} must be {shape}, got {np.shape(getattr(self, name))}")
+        if self.regions is not None and len(self.regions) != images:
+            raise ValueError(f"regions must be those of {images} pictures, got those of {len(self.regions)}")
         if np.any(np.diff(self.image) < 0):
             raise ValueError("objects must be sorted by image")
 
@@ -144,6 +150,7 @@ class Table:
             "sizes": self.sizes[rows],
             "image": np.repeat(np.arange(len(rows)), counts),
             "captions": None if self.captions is None else [self.captions[r] for r in rows],
+            "regions": None if self.regions is None else self.regions.select(rows),
         }
         return replace(self, **columns)
 

@@ -42,8 +42,8 @@ def resize_to(sample: Sample, shape: tuple[int, int]) -> Sample:
     """The sample at `shape` (height, width); boxes and `info.scale` change by the exact ratio along each axis."""
     old = tuple(sample.image.shape[1:])
     scale = tuple(s * new / before for s, new, before in zip(sample.info.scale, shape, old, strict=True))
-    target = resize_instances(sample.target, old, shape)
-    return Sample(resize_image(sample.image, shape), target, sample.info._replace(scale=scale))
+    image, info = resize_image(sample.image, shape), sample.info._replace(scale=scale)
+    return sample.moved(image, lambda instances: resize_instances(instances, old, shape), info)
 
 
 def resize_image(image: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -76,7 +76,7 @@ def flip(sample: Sample) -> Sample:
     """The sample mirrored left to right: x becomes W - x. Twice is the identity, up to rounding of the boxes."""
     image = from_hwc(cv2.flip(to_hwc(sample.image), 1))
     info = sample.info._replace(flipped=not sample.info.flipped)
-    return Sample(image, flip_instances(sample.target, sample.image.shape[2]), info)
+    return sample.moved(image, lambda instances: flip_instances(instances, sample.image.shape[2]), info)
 
 
 def flip_instances(instances: Instances, width: int) -> Instances:

@@ -1,4 +1,4 @@
-"""Feature maps to boxes: Faster R-CNN and its parts. `load("best.ckpt")` gives a trained detector."""
+"""Feature maps to boxes: the R-CNN family and its parts. `load("best.ckpt")` gives a trained detector."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from .averaging import average_with
 from .checkpoint import load_with, save
 from .classification import Classifier, classifier
 from .ensemble import Ensemble, ensemble
+from .fast_rcnn import FastRCNN, fast_rcnn
 from .faster_rcnn import (
     FasterRCNN,
     faster_rcnn,
@@ -23,6 +24,7 @@ from .faster_rcnn import (
 from .localization import Localization, localization
 from .model import Detector
 from .overfeat import OverFeat, overfeat
+from .rcnn import rcnn
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
@@ -30,6 +32,8 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn_mobilenet_v3": faster_rcnn_mobilenet_v3,
     "faster_rcnn_c4": faster_rcnn_c4,
     "faster_rcnn_c5": faster_rcnn_c5,
+    "fast_rcnn": fast_rcnn,
+    "rcnn": rcnn,
     "localization": localization,
     "overfeat": overfeat,
     "classifier": classifier,

@@ -35,7 +35,13 @@ class Matches(NamedTuple):
 
 
 def match(
-    anchors: Tensor, targets: Instances, *, foreground_iou: float, background_iou: float, low_quality: bool = False
+    anchors: Tensor,
+    targets: Instances,
+    *,
+    foreground_iou: float,
+    background_iou: float,
+    background_floor: float = 0.0,
+    low_quality: bool = False,
 ) -> Matches:
     """Matches anchors to objects by IoU.
 
@@ -43,7 +49,8 @@ def match(
         anchors: (A, 4), or (B, A, 4) where each image has its own; xyxy.
         targets: the objects of B images. Crowds are never matched, and background mostly inside one is ignored.
         foreground_iou: an anchor with at least this IoU is foreground.
-        background_iou: one below this is background.
+        background_iou: one below this is background ...
+        background_floor: ... unless it is below this.
         low_quality: anchors with the highest IoU for some object are foreground too, so that no object goes unlearnt.
     """
     anchors = anchors.expand(len(targets), -1, -1)
@@ -55,7 +62,7 @@ def match(
         objects = torch.where(valid[..., None], targets.boxes, 0)
         best, idxs, favourite = _best_objects(anchors, objects)
         foreground = best >= foreground_iou
-        background = best < background_iou
+        background = (best < background_iou) & (best >= background_floor)
         if low_quality:
             foreground = foreground | favourite
         background = background & ~foreground
@@ -110,9 +117,9 @@ def sample(matches: Matches, number: int, foreground_share: float) -> Samples:
 
     Random keys and top-k stand in for a shuffle of the indices, so that no shape depends on the data.
     """
-    number = min(number, matches.foreground.shape[1])
+    available = matches.foreground.shape[1]
+    most, number = min(max(1, int(number * foreground_share)), available), min(number, available)
     keys = torch.rand_like(matches.foreground, dtype=torch.float32)
-    most = max(1, int(number * foreground_share))
     foreground_key, foreground_idxs = torch.where(matches.foreground, keys, -1).topk(most, dim=1)
     background_key, background_idxs = torch.where(matches.background, keys, -1).topk(number, dim=1)
     foreground = foreground_key >= 0

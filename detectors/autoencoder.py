@@ -18,10 +18,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone, load_weights, norm_layer
+from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone, norm_layer
 from ..backbone.chain import Chain
 from ..datasets.structures import Instances
 from .autoencoder_parts import MirrorDecoder, StrideDecoder, can_mirror
+from .building import finish
 from .model import Detector
 
 # (B, 3, H, W) normalised images and a strength to corrupted ones.
@@ -143,12 +144,7 @@ def autoencoder(
     _check(corruption, noise)
     body = build_backbone(backbone, norm=norm, weights=backbone_weights)
     model = Autoencoder(body, _decoder(body, backbone, norm, tied), corrupt=CORRUPTIONS[noise], corruption=corruption)
-    if weights is not None:
-        load_weights(model, weights, rename=((r"^detector\.", ""),))
-    # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
-    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
-    model.architecture = architecture
-    return model
+    return finish(model, architecture, weights)
 
 
 def _check(corruption: float, noise: str) -> None:

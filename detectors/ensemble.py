@@ -48,9 +48,12 @@ class Ensemble(Detector):
         super().__init__(mean=mean, std=std, num_classes=len(first.categories))
         self.models = nn.ModuleList(models)
         self.task, self.categories, self.resize = first.task, list(first.categories), first.resize
+        self.proposer = next((model.proposer for model in models if model.proposer is not None), None)
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
-        return Outputs(tuple(model(images, sizes) for model in self.models))
+    def forward(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Outputs:
+        """All members' outputs; those with a proposer look at the same proposals, the first one's."""
+        inputs = (images, sizes, proposals)
+        return Outputs(tuple(model(*inputs[: 2 if model.proposer is None else 3]) for model in self.models))
 
     def losses(self, outputs: Outputs, targets: Instances) -> dict[str, Tensor]:
         """Each loss's sum over the members that have it, divided by M: together the members' mean loss."""

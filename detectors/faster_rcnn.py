@@ -12,21 +12,27 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
-from ..backbone import OLD_TORCHVISION, Backbone, build_backbone, check_backbone, load_weights
+from ..backbone import OLD_TORCHVISION, Backbone, LastMap, build_backbone
 from ..backbone.resnet import ResNet
 from ..datasets.structures import Instances
 from .anchors import Anchors
+from .building import finish
 from .coco_names import COCO_91
 from .model import Detector
 from .roi_head import BoxPredictor, ConvHead, RoIHead, StageHead, TwoLayerHead
 from .roi_pool import RoIAlign, RoIPool
 from .rpn import RPN, Proposals, RPNHead
+from .wide_head import gaussian_predictor, wide_head
 
 
 class Outputs(NamedTuple):
-    """What `forward` knows of a batch: its feature maps, finest first, and the RPN's word on it."""
+    """What `forward` knows of a batch: its feature maps, finest first, and the RPN's word on it.
+
+    Where proposals were given, they stand in place of the RPN's own.
+    """
 
     features: list[Tensor]
     proposals: Proposals
@@ -39,37 +45,63 @@ class FasterRCNN(Detector):
         backbone: pixels to feature maps.
         rpn: feature maps to proposals.
         roi_heads: proposals to detections; regions are pooled from as many maps as its pool has strides.
+
+    Attributes:
+        learns: whose losses count, "rpn", "head" or both: alternating training (section 3.2) asks for one at a time.
     """
 
     def __init__(self, backbone: Backbone, rpn: RPN, roi_heads: RoIHead) -> None:
         super().__init__(mean=backbone.mean, std=backbone.std, num_classes=roi_heads.num_classes)
         self.backbone, self.rpn, self.roi_heads = backbone, rpn, roi_heads
+        self.learns: tuple[str, ...] = ("rpn", "head")
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Outputs:
+    def forward(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Outputs:
         """Features and proposals.
 
         Args:
             images: (B, 3, H, W) RGB, uint8 or float in 0..255, padded right and below; H and W multiples of 32.
             sizes: (B, 2), the valid (height, width) of each.
+            proposals: (B, K), made elsewhere, for the head to look at in place of the RPN's; boxes in the frame's pixels,
+                label -1 as padding.
         """
         features = self.backbone(self.normalize(images, sizes))
-        return Outputs(features, self.rpn(features, sizes, images.shape[-2:]))
+        own = self.rpn(features, sizes, images.shape[-2:])
+        return Outputs(features, own if proposals is None else _replaced(own, proposals))
 
     def losses(self, outputs: Outputs, targets: Instances) -> dict[str, Tensor]:
-        """The four losses of Faster R-CNN: `loss_objectness`, `loss_rpn_box`, `loss_cls`, `loss_box`, all to be summed."""
+        """The four losses of Faster R-CNN: `loss_objectness`, `loss_rpn_box`, `loss_cls`, `loss_box`, all to be summed.
+
+        Of a part that does not learn there are none.
+        """
         features, proposals = outputs
-        first = self.rpn.losses(proposals, targets)
-        second = self.roi_heads.losses(self._pooled(features), proposals.boxes, proposals.valid, targets)
-        return first | second
+        losses: dict[str, Tensor] = {}
+        if "rpn" in self.learns:
+            losses |= self.rpn.losses(proposals, targets)
+        if "head" in self.learns:
+            losses |= self.roi_heads.losses(self._pooled(features), proposals.boxes, proposals.valid, targets)
+        return losses
 
     def decode(self, outputs: Outputs, sizes: Tensor) -> Instances:
         """Final detections: Instances of (B, D), boxes in the frame's pixels, best first, label -1 as padding."""
         features, proposals = outputs
         return self.roi_heads.decode(self._pooled(features), proposals.boxes, proposals.valid, sizes)
 
+    def propose(self, images: Tensor, sizes: Tensor) -> Instances:
+        """The RPN's proposals of (B, K): boxes in the frame's pixels, best first, label 0 (-1 as padding), scores in [0, 1]."""
+        proposals = self(images, sizes).proposals
+        return Instances(proposals.boxes, proposals.valid.long() - 1, proposals.scores)
+
     def _pooled(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         """The maps that regions are pooled from: the pyramid without its extra coarse level."""
         return features[: len(self.roi_heads.pool.strides)]
+
+
+def _replaced(own: Proposals, given: Instances) -> Proposals:
+    """The RPN's logits and offsets, which it may still learn from, with someone else's boxes; those without scores count 1."""
+    valid = given.labels >= 0
+    boxes = torch.where(valid[..., None], given.boxes, 0)  # padding is undefined
+    scores = torch.where(valid, 1.0 if given.scores is None else given.scores, 0.0)
+    return own._replace(boxes=boxes, scores=scores, valid=valid)
 
 
 def faster_rcnn(
@@ -86,6 +118,7 @@ def faster_rcnn(
     samples: int = 512,
     detections: int = 100,
     head_width: int = 1024,
+    truncated: Sequence[int] | None = None,
 ) -> FasterRCNN:
     """Faster R-CNN with a feature pyramid (FPN, section 4); its state dict is torchvision's `fasterrcnn_resnet50_fpn`'s.
 
@@ -103,12 +136,13 @@ def faster_rcnn(
         samples: regions of an image that the second stage's losses look at.
         detections: D.
         head_width: of the two fully connected layers.
+        truncated: ranks of fc6 and fc7 as `truncate_head` left them; None for whole layers.
     """
     if weights == "coco" and norm == "frozen":
         norm = "frozen_eps0"  # these weights were trained with an epsilon of zero
     architecture = {"name": "faster_rcnn", "arguments": dict(locals())}
     body = build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
-    head = TwoLayerHead(body.channels[0], width=head_width)
+    head = TwoLayerHead(body.channels[0], width=head_width, ranks=truncated)
     rpn = _rpn(body, anchor_sizes, proposals=proposals, score_threshold=proposal_score)
     return _with_pyramid(body, rpn, head, num_classes, detections, architecture, weights, samples=samples)
 
@@ -178,7 +212,7 @@ def faster_rcnn_c4(
     rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals)
     pool = RoIAlign(single.strides, output_size=14)
     roi_heads = RoIHead(pool, head, BoxPredictor(width, num_classes), detections=detections)
-    return _finish(FasterRCNN(single, rpn, roi_heads), architecture, weights)
+    return _finished(single, rpn, roi_heads, architecture, weights)
 
 
 def faster_rcnn_c5(
@@ -193,34 +227,20 @@ def faster_rcnn_c5(
     proposals: int = 300,
     detections: int = 100,
     head_width: int = 4096,
+    truncated: Sequence[int] | None = None,
 ) -> FasterRCNN:
     """Faster R-CNN as in its paper: RoI max pooling and two wide layers on the last map of VGG-16, or of any backbone.
 
-    Anchors of `anchor_sizes` by three ratios, nine a cell; other arguments as for `faster_rcnn`.
+    Anchors of `anchor_sizes` by three ratios, nine a cell. fc6 and fc7 start from `backbone_weights` too, where the network's
+    classifier has such layers, see `wide_head`. Other arguments as for `faster_rcnn`.
     """
     architecture = {"name": "faster_rcnn_c5", "arguments": dict(locals())}
     single = LastMap(build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages))
     rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals)
-    head = TwoLayerHead(single.channels[0], width=head_width)
-    roi_heads = RoIHead(RoIPool(single.strides), head, BoxPredictor(head_width, num_classes), detections=detections)
-    return _finish(FasterRCNN(single, rpn, roi_heads), architecture, weights)
-
-
-class LastMap(nn.Module):
-    """A backbone of which only the last map is used: again a `Backbone`."""
-
-    def __init__(self, body: Backbone) -> None:
-        super().__init__()
-        check_backbone(body, user="LastMap")
-        self.body = body
-        self.strides, self.channels = tuple(body.strides[-1:]), tuple(body.channels[-1:])
-        self.mean, self.std = body.mean, body.std
-        self.stage_prefixes = {
-            name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()
-        }
-
-    def forward(self, images: Tensor) -> list[Tensor]:
-        return self.body(images)[-1:]
+    head = wide_head(backbone, single.channels[0], head_width, weights=backbone_weights, ranks=truncated)
+    pool = RoIPool(single.strides, output_size=head.bins)
+    roi_heads = RoIHead(pool, head, gaussian_predictor(head_width, num_classes), detections=detections)
+    return _finished(single, rpn, roi_heads, architecture, weights)
 
 
 def _rpn(
@@ -260,22 +280,13 @@ def _with_pyramid(
     pool = RoIAlign([stride for stride in body.strides if stride <= 32])
     predictor = BoxPredictor(head.width, num_classes)
     roi_heads = RoIHead(pool, head, predictor, samples=samples, detections=detections)
-    return _finish(FasterRCNN(body, rpn, roi_heads), architecture, weights)
+    return _finished(body, rpn, roi_heads, architecture, weights)
 
 
-def _finish(model: FasterRCNN, architecture: dict, weights: str | None) -> FasterRCNN:
-    """Notes how the model was made, and loads its weights."""
-    model.architecture = architecture
-    if weights is not None:
-        load_weights(
-            model,
-            weights,
-            name=f"{architecture['name']}:{architecture['arguments'].get('backbone', '')}",
-            rename=(*OLD_TORCHVISION, (r"^detector\.", "")),  # our own checkpoints hold the detector under that name
-            allow_missing=("normalize.", "roi_heads.box_predictor."),
-        )
-        if weights == "coco" and len(model.categories) == len(COCO_91):
-            model.categories = list(COCO_91)
-    # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
-    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
+def _finished(body: Backbone, rpn: RPN, roi_heads: RoIHead, architecture: dict, weights: str | None) -> FasterRCNN:
+    model = FasterRCNN(body, rpn, roi_heads)
+    name = f"{architecture['name']}:{architecture['arguments'].get('backbone', '')}"
+    finish(model, architecture, weights, name=name, rename=OLD_TORCHVISION, allow_missing=("roi_heads.box_predictor.",))
+    if weights == "coco" and len(model.categories) == len(COCO_91):
+        model.categories = list(COCO_91)
     return model

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from ..datasets.batching import collate, frame_for
+from ..datasets.proposals import as_instances
 from ..datasets.sources import Frame, frames
 from ..datasets.structures import ImageInfo, Instances, Sample
 from ..datasets.table import DataError
-from ..datasets.transforms import from_hwc, resize
+from ..datasets.transforms import from_hwc, resize, to_hwc
 from .checkpoint import default_device
 from .model import Detector
 
@@ -44,13 +45,18 @@ def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> 
 
 
 def find(model: Detector, image: Tensor, *, score: float = 0.5) -> Instances:
-    """The objects in one picture (3, H, W) uint8 RGB, in its pixels, on the CPU, best first; `score` as for `run`."""
+    """The objects in one picture (3, H, W) uint8 RGB, in its pixels, on the CPU, best first; `score` as for `run`.
+
+    A model's proposer sees the picture as it is, not as it is resized for the network: as `datasets.propose` does it.
+    """
     nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    sample = resize(Sample(image, nothing, ImageInfo(0, "picture", tuple(image.shape[1:]))), *model.resize)
-    batch = collate([sample], frame_for(sample.image.shape[1:], model.resize))
+    proposals = None if model.proposer is None else as_instances(model.proposer(to_hwc(image)))
+    sample = Sample(image, nothing, ImageInfo(0, "picture", tuple(image.shape[1:])), proposals)
+    sample = resize(sample, *model.resize)
     device = next(model.parameters()).device
+    batch = collate([sample], frame_for(sample.image.shape[1:], model.resize)).to(device)
     with evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-        found = model.detect(batch.images.to(device), batch.sizes.to(device)).to("cpu")
+        found = model.detect(*batch.inputs).to("cpu")
     found = found[0].to_original(sample.info)
     found = found[found.scores.argsort(descending=True, stable=True)]
     kept = found.scores >= score

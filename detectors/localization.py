@@ -22,9 +22,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone, load_weights
+from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone
 from ..datasets.structures import Instances
 from .boxes import area, full_precision
+from .building import finish
 from .model import Detector
 from .roi_head import TwoLayerHead
 
@@ -326,15 +327,4 @@ def localization(
     )
     head = TwoLayerHead(body.channels[-1], bins, head_width)
     model = Localization(body, GridPool(bins), head, predictor, penalty=PENALTIES[penalty])
-    return _finish(model, architecture, weights)
-
-
-def _finish(model: Localization, architecture: dict, weights: str | None) -> Localization:
-    """Notes how the model was made, and loads its weights."""
-    model.architecture = architecture
-    if weights is not None:
-        own = (r"^detector\.", "")  # a training run's checkpoint holds the model under that name
-        load_weights(model, weights, rename=(own,), allow_missing=("normalize.", "predictor."))
-    # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
-    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
-    return model
+    return finish(model, architecture, weights, allow_missing=("predictor.",))

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..backbone.freeze import set_norms
 from ..backbone.normalize import Normalize
+from ..datasets.proposals import Proposer
 from ..datasets.structures import Instances
 
 
@@ -31,6 +32,7 @@ class Detector(nn.Module):
             number) or "reconstruction" (nothing is found): how its answers are scored.
         resize: what pictures are brought to before they reach the model: (shorter side, longer side at most), or
             (height, width, True) for exactly that size.
+        proposer: says where to look, picture by picture, for models that do not propose themselves; most have none.
         architecture: the builder's name and arguments, from which `load` makes the model anew.
     """
 
@@ -41,9 +43,11 @@ class Detector(nn.Module):
         self.normalize = Normalize(mean, std)
         self.categories = [f"class {i}" for i in range(num_classes)]
         self.resize: tuple[int, int] | tuple[int, int, bool] = (800, 1333)
+        self.proposer: Proposer | None = None
         self.architecture: dict[str, Any] | None = None
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Any:
+    def forward(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Any:
+        """What the network makes of a batch. Only models with a proposer look at `proposals`; most do not take any."""
         raise NotImplementedError
 
     def losses(self, outputs: Any, targets: Instances) -> dict[str, Tensor]:
@@ -69,9 +73,10 @@ class Detector(nn.Module):
             "resize": list(self.resize),
         }
 
-    def detect(self, images: Tensor, sizes: Tensor) -> Instances:
+    def detect(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Instances:
         """From pixels to detections: `decode` after `forward`."""
-        return self.decode(self(images, sizes), sizes)
+        outputs = self(images, sizes) if proposals is None else self(images, sizes, proposals)
+        return self.decode(outputs, sizes)
 
     def predict(self, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Instances]:
         """Detections in pictures or video, one picture at a time, in the picture's own pixels, on the CPU.

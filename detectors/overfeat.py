@@ -41,6 +41,7 @@ from ..datasets.structures import Instances
 from .assignment import Matches, gather
 from .box_merging import merge
 from .boxes import area, clip, full_precision, intersection
+from .building import finish
 from .model import Detector
 
 
@@ -343,7 +344,7 @@ def overfeat(
         detections=detections,
         candidates=candidates,
     )
-    return _finish(model, architecture, weights)
+    return finish(model, architecture, weights, allow_missing=("classifier.last.", "regressor.last."))
 
 
 def _features(plan: Plan) -> Chain:
@@ -378,14 +379,3 @@ def _block(
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return [conv, *([nn.BatchNorm2d(outputs)] if norm else []), nn.ReLU(inplace=True)]
-
-
-def _finish(model: OverFeat, architecture: dict, weights: str | None) -> OverFeat:
-    """Notes how the model was made, and loads its weights."""
-    model.architecture = architecture
-    if weights is not None:
-        own = (r"^detector\.", "")  # a training run's checkpoint holds the model under that name
-        load_weights(model, weights, rename=(own,), allow_missing=("normalize.", "classifier.last.", "regressor.last."))
-    # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
-    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
-    return model

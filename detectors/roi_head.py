@@ -17,6 +17,7 @@ from ..datasets.structures import Instances
 from .assignment import Matches, Samples, gather, match, mean_over_images, sample
 from .boxes import clip, decode, encode, full_precision
 from .nms import nms
+from .truncated_svd import low_rank, two_ranks
 
 
 class RoIHead(nn.Module):
@@ -33,6 +34,8 @@ class RoIHead(nn.Module):
         iou_threshold: of the suppression, category by category.
         detections: D, the most detections an image.
         candidates: (region, category) pairs an image that enter the suppression, best first.
+        background_floor: the least IoU with some object that makes a region background (Fast R-CNN, section 2.3: 0.1).
+        box_beta: where the box loss turns from quadratic to linear, in units of the weighted offsets.
     """
 
     foreground_iou, background_iou, foreground_share = 0.5, 0.5, 0.25
@@ -50,11 +53,14 @@ class RoIHead(nn.Module):
         iou_threshold: float = 0.5,
         detections: int = 100,
         candidates: int = 2048,
+        background_floor: float = 0.0,
+        box_beta: float = 1 / 9,
     ) -> None:
         super().__init__()
         self.pool, self.box_head, self.box_predictor = pool, box_head, box_predictor
         self.samples, self.score_threshold, self.iou_threshold = samples, score_threshold, iou_threshold
         self.detections, self.candidates = detections, candidates
+        self.background_floor, self.box_beta = background_floor, box_beta
         self.num_classes = box_predictor.num_classes
         self.register_buffer("unit_box", torch.tensor([0.0, 0.0, 1.0, 1.0]), persistent=False)
 
@@ -77,7 +83,13 @@ class RoIHead(nn.Module):
         # Padding is undefined, perhaps NaN, which even a region of no weight would carry into the gradients.
         rois = torch.cat([rois, torch.where(present[..., None], targets.boxes, 0).to(rois.dtype)], dim=1)
         valid = torch.cat([valid, present], dim=1)
-        matches = match(rois, targets, foreground_iou=self.foreground_iou, background_iou=self.background_iou)
+        matches = match(
+            rois,
+            targets,
+            foreground_iou=self.foreground_iou,
+            background_iou=self.background_iou,
+            background_floor=self.background_floor,
+        )
         matches = Matches(matches.idxs, matches.foreground & valid, matches.background & valid)
         sampled = sample(matches, self.samples, self.foreground_share)
         return self.sampled_losses(
@@ -96,11 +108,15 @@ class RoIHead(nn.Module):
         boxes = torch.where(foreground, gather(targets.boxes, matched), self.unit_box)
         wanted = encode(boxes, torch.where(foreground, rois, self.unit_box), self.delta_weights)
         cls = F.cross_entropy(logits.flatten(0, 1), column.flatten(), reduction="none").view_as(column)
-        box = F.smooth_l1_loss(own, wanted, beta=1 / 9, reduction="none").sum(dim=-1)
+        box = F.smooth_l1_loss(own, wanted, beta=self.box_beta, reduction="none").sum(dim=-1)
         return {
             "loss_cls": mean_over_images(cls, sampled.valid, sampled.valid),
             "loss_box": mean_over_images(box, sampled.foreground, sampled.valid),
         }
+
+    def scores(self, logits: Tensor) -> Tensor:
+        """Logits (B, K, C + 1) to scores (B, K, C) in [0, 1]."""
+        return logits.softmax(dim=-1)[..., 1:]
 
     def decode(self, features: Sequence[Tensor], rois: Tensor, valid: Tensor, sizes: Tensor) -> Instances:
         """The final detections.
@@ -115,7 +131,7 @@ class RoIHead(nn.Module):
             Instances of (B, D), best first; label -1 marks padding.
         """
         logits, deltas = self(features, rois)
-        scores = logits.softmax(dim=-1)[..., 1:]
+        scores = self.scores(logits)
         scores = torch.where(valid[..., None] & (scores > self.score_threshold), scores, -1)
         categories = scores.shape[-1]
         flat = scores.flatten(1)
@@ -136,17 +152,39 @@ class RoIHead(nn.Module):
 
 
 class TwoLayerHead(nn.Module):
-    """Two fully connected layers over the flattened bins (Fast R-CNN's fc6 and fc7; FPN, section 4.2)."""
+    """Two fully connected layers over the flattened bins (Fast R-CNN's fc6 and fc7; FPN, section 4.2).
 
-    def __init__(self, channels: int, bins: int = 7, width: int = 1024) -> None:
+    Args:
+        channels: of the maps that regions are pooled from.
+        bins: P.
+        width: outputs of either layer.
+        dropout: share of either layer's outputs that are zero in training.
+        ranks: of fc6 and fc7, where each is the product of two, see `truncated_svd`; None for whole layers.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        bins: int = 7,
+        width: int = 1024,
+        *,
+        dropout: float = 0.0,
+        ranks: Sequence[int] | None = None,
+    ) -> None:
         super().__init__()
-        self.fc6 = nn.Linear(channels * bins**2, width)
-        self.fc7 = nn.Linear(width, width)
-        self.width = width
+        inputs = channels * bins**2
+        if ranks is None:
+            self.fc6, self.fc7 = nn.Linear(inputs, width), nn.Linear(width, width)
+        else:
+            six, seven = two_ranks(ranks)
+            self.fc6, self.fc7 = low_rank(inputs, width, six), low_rank(width, width, seven)
+        self.dropout = nn.Dropout(dropout)
+        self.bins, self.width = bins, width
 
     def forward(self, pooled: Tensor) -> Tensor:
         """(R, channels, P, P) to (R, width)."""
-        return F.relu(self.fc7(F.relu(self.fc6(pooled.flatten(1)))))
+        vectors = self.dropout(F.relu(self.fc6(pooled.flatten(1))))
+        return self.dropout(F.relu(self.fc7(vectors)))
 
 
 class ConvHead(nn.Sequential):

@@ -30,6 +30,7 @@ class Proposals(NamedTuple):
         deltas: (B, A, 4), offsets from the anchors.
         anchors: (A, 4), xyxy in pixels.
         boxes: (B, K, 4), the proposals, best first, clipped to their image; no gradient.
+        scores: (B, K), the proposals' objectness in [0, 1]; no gradient.
         valid: (B, K) bool; false where an image has fewer than K proposals.
     """
 
@@ -37,6 +38,7 @@ class Proposals(NamedTuple):
     deltas: Tensor
     anchors: Tensor
     boxes: Tensor
+    scores: Tensor
     valid: Tensor
 
 
@@ -83,13 +85,13 @@ class RPN(nn.Module):
         anchors = self.anchors(features, frame)
         logits, deltas = self.head(features)
         with torch.no_grad():
-            boxes, valid = self._propose(logits, deltas, anchors, sizes)
-        return Proposals(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), torch.cat(anchors), boxes, valid)
+            proposed = self._propose(logits, deltas, anchors, sizes)
+        return Proposals(torch.cat(logits, dim=1), torch.cat(deltas, dim=1), torch.cat(anchors), *proposed)
 
     def _propose(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """The best boxes of each level, suppressed within the level, then the best of all levels."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """The best boxes of each level, suppressed within the level, then the best of all levels: boxes, scores, valid."""
         levels = [self._candidates(*level, sizes) for level in zip(logits, deltas, anchors, strict=True)]
         most = max(scores.shape[1] for scores, _ in levels)
         scores = torch.stack([F.pad(s, (0, most - s.shape[1]), value=-torch.inf) for s, _ in levels], dim=1)
@@ -98,7 +100,7 @@ class RPN(nn.Module):
         scores = torch.where(kept, scores, -torch.inf).flatten(1)
         scores, order = scores.topk(min(self.post_nms, scores.shape[1]), dim=1)
         valid = scores > -torch.inf
-        return torch.where(valid[..., None], gather(boxes.flatten(1, 2), order), 0), valid
+        return torch.where(valid[..., None], gather(boxes.flatten(1, 2), order), 0), scores.sigmoid(), valid
 
     def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
         """One level's best (scores, boxes): (B, k) logits, -inf where a box is too small or too faint, and (B, k, 4)."""

@@ -8,8 +8,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent
 
-# What flows between rooms: samples, batches and objects, annotation tables, and the error of bad data.
-TYPES = {"datasets.structures", "datasets.table"}
+# What flows between rooms: samples, batches and objects, proposals, annotation tables, and the error of bad data.
+TYPES = {"datasets.structures", "datasets.table", "datasets.proposals"}
 LIBRARY = {
     "backbone": set(),
     "datasets": set(),
@@ -137,7 +137,7 @@ PLANTED = {
     "a deeper folder": ("training/recipes/a.py", "from ...datasets.coco import x", None),
     "a tool": ("tools/a.py", "import sightline.training\nfrom sightline import backbone", None),
     "above": ("backbone/a.py", "from ..detectors.nms import nms", "a.py:1 imports detectors.nms.nms"),
-    "beside": ("evaluation/a.py", "from ..backbone import FPN", "may import datasets.structures, datasets.table"),
+    "beside": ("evaluation/a.py", "from ..backbone import FPN", "may import datasets.proposals, datasets.structures, "),
     "not a type": ("detectors/a.py", "from ..datasets.coco import CocoFolder", "imports datasets.coco"),
     "a room of types as a whole": ("detectors/a.py", "from .. import datasets", "imports datasets"),
     "a name that begins alike": ("detectors/a.py", "from ..datasets.tables import x", "imports datasets.tables"),

@@ -3,12 +3,14 @@
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from sightline.datasets.augment import Albumentations, Augment, crop
+from sightline.datasets.crops import ScaleCrop
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.transforms import flip
 
@@ -173,3 +175,56 @@ def test_albumentations_may_not_enlarge():
 def test_importing_leaves_albumentations_alone():
     code = "import sys, sightline.datasets.augment; sys.exit('albumentations' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def with_proposals(sample):
+    """The same boxes as proposals, in another order, as labels 0 with scores and without crowds."""
+    boxes = sample.target.boxes.flip(0)
+    proposals = Instances(boxes, torch.zeros(len(boxes), dtype=torch.int64), torch.arange(len(boxes)).flip(0).float())
+    return replace(sample, proposals=proposals)
+
+
+CHANGES = {
+    "nothing": Augment(**NOTHING),
+    "flip": Augment(**{**NOTHING, "flip": 1.0}),
+    "upside down": Augment(**{**NOTHING, "vertical_flip": 1.0}),
+    "larger": Augment(**{**NOTHING, "scale": (1.7, 1.9)}),
+    "smaller": Augment(**{**NOTHING, "scale": (0.6, 0.7)}),
+    "colour": Augment(**{**NOTHING, "colour": 0.5}),
+    "all": Augment(flip=0.5, vertical_flip=0.5, scale=(0.5, 2.0)),
+    "scale and crop": ScaleCrop((40, 40), (50, 90), lighting=0.5),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES.keys())
+def test_proposals_go_where_objects_go(change):
+    """Equal boxes stay equal; objects are known by their labels, proposals by their scores."""
+    corners = torch.rand(20, 2, 2) * torch.tensor([90, 60])
+    boxes = torch.cat([corners.amin(1), corners.amax(1)], dim=1)
+    sample = with_proposals(make_sample(boxes=boxes.tolist()))
+    lost = 0
+    for seed in range(20):
+        changed = change(sample, rng(seed))
+        target, proposals = changed.target, changed.proposals
+        assert proposals.scores.tolist() == target.labels.flip(0).tolist(), "others are lost, or their order"
+        assert torch.equal(proposals.boxes, target.boxes.flip(0))
+        assert proposals.labels.eq(0).all()
+        alone = change(replace(sample, proposals=None), rng(seed))
+        assert same(changed, alone), "proposals change what happens to the picture"
+        assert alone.proposals is None
+        lost += len(boxes) - len(proposals)
+    assert (lost > 0) == (change in [CHANGES[name] for name in ("larger", "all", "scale and crop")])
+
+
+def test_a_crop_may_leave_no_proposal():
+    sample = replace(make_sample(), proposals=make_sample(boxes=[(70, 40, 90, 60)]).target)
+    cropped = crop(sample, (0, 0), (40, 40))
+    assert len(cropped.target) == 1
+    assert cropped.proposals.boxes.shape == (0, 4)
+
+
+def test_albumentations_refuses_proposals():
+    import albumentations as A
+
+    with pytest.raises(ValueError, match="does not change proposals"):
+        Albumentations([A.HorizontalFlip(p=1.0)])(with_proposals(make_sample()), rng())

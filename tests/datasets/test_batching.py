@@ -1,6 +1,7 @@
 """Frames, batches and padding: everything comes as often as promised, for any number of processes."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -188,3 +189,25 @@ def test_a_sample_larger_than_its_frame_is_named():
 
 def test_keys_are_tuples():
     assert Key(1, 2, (3, 4)) == (1, 2, (3, 4))
+
+
+def proposed(sample, count):
+    boxes = torch.rand(count, 4)
+    labels, scores = torch.zeros(count, dtype=torch.int64), torch.rand(count)
+    return replace(sample, proposals=Instances(boxes, labels, scores))
+
+
+@pytest.mark.parametrize(("counts", "padded"), [((0, 0), 250), ((1, 250), 250), ((251, 3), 500), ((2000, 1999), 2000)])
+def test_proposals_are_padded_to_few_lengths(counts, padded):
+    samples = [proposed(make_sample(4, 4, 2, i), count) for i, count in enumerate(counts)]
+    batch = collate(samples, (32, 32))
+    assert batch.proposals.boxes.shape == (2, padded, 4)
+    assert (batch.proposals.labels >= 0).sum(1).tolist() == list(counts)
+    for index, sample in enumerate(samples):
+        for name in ("boxes", "labels", "scores"):
+            assert torch.equal(getattr(batch.proposals[index], name), getattr(sample.proposals, name))
+    assert batch.targets.labels.shape == (2, 8), "proposals change the objects' padding"
+
+
+def test_a_batch_without_proposals():
+    assert collate([make_sample(4, 4, 2), make_sample(4, 4, 2)], (32, 32)).proposals is None

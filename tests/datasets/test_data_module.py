@@ -1,6 +1,7 @@
 """The data module under Lightning: exact resumption, options, splits, and what it says about the data."""
 
 import logging
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from lightning.pytorch.cli import LightningCLI
 from sightline.datasets import data_module
 from sightline.datasets.augment import Augment, crop
 from sightline.datasets.data_module import DetectionData, Shapes, default_workers
+from sightline.datasets.proposal_files import write_proposals
+from sightline.datasets.proposals import Boxes, Proposer, Regions
 from sightline.datasets.shapes import CATEGORIES, shapes_table
 from sightline.datasets.table import DataError
 
@@ -234,3 +237,71 @@ def test_only_the_largest_objects():
         best = rows[whole.area[rows].argmax()]
         assert one.boxes[row].tolist() == whole.boxes[best].tolist()
         assert one.labels[row] == whole.labels[best]
+
+
+@dataclass(frozen=True)
+class Middle(Proposer):
+    """The middle of every picture, and how often it was asked."""
+
+    limit: int = 1
+    asked: list = field(default_factory=list, compare=False, repr=False)
+
+    def __call__(self, image):
+        self.asked.append(1)
+        height, width = image.shape[:2]
+        box = np.array([[width / 4, height / 4, width * 3 / 4, height * 3 / 4]], np.float32)
+        return Boxes(box, np.ones(1, np.float32))
+
+
+@pytest.fixture
+def proposing(tmp_path):
+    data = make_data(min_size=64, max_size=64, proposal_cache=str(tmp_path / "cache"))
+    data.proposer = Middle()
+    return data
+
+
+def test_proposals_are_made_for_the_splits_that_are_asked_for(proposing, tmp_path):
+    batch = next(iter(proposing.val_dataloader()))
+    assert batch.proposals[0].boxes.tolist() == [[16, 16, 48, 48]]
+    assert len(proposing.proposer.asked) == 5
+    assert len(list((tmp_path / "cache").glob("*/*.npy"))) == 5
+    assert proposing.proposed("val") is proposing.tables["val"]
+    assert proposing.tables["val"].regions is not None
+    assert proposing.tables["train"].regions is None
+    proposing.val_dataloader()
+    assert len(proposing.proposer.asked) == 5
+    assert next(iter(proposing.train_dataloader())).proposals is not None
+    assert len(proposing.proposer.asked) == 19
+
+
+def test_nobody_proposes():
+    assert next(iter(make_data().val_dataloader())).proposals is None
+
+
+def test_a_training_with_proposals(proposing):
+    """Lightning moves them, and the pictures are those of a training without."""
+    expected = fit(make_data(min_size=64, max_size=64), max_epochs=1)
+    seen = []
+
+    class Look(Callback):
+        def on_train_batch_start(self, trainer, module, batch, index):
+            seen.append(batch.proposals.labels.shape)
+
+    assert fit(proposing, callbacks=[Look()], max_epochs=1).seen == expected.seen
+    assert seen == [(4, 250)] * 4
+
+
+def test_proposals_made_elsewhere(tmp_path, proposing):
+    tables = make_data().tables
+    for split in ("train", "val"):
+        count = len(tables[split])
+        boxes = Boxes(np.array([[1, 2, 3, 4]], np.float32), np.ones(1, np.float32))
+        write_proposals(tmp_path / f"{split}.npz", replace(tables[split], regions=Regions.of([boxes] * count)))
+    data = make_data(proposals=str(tmp_path))
+    data.proposer = proposing.proposer
+    for loader in (data.train_dataloader(), data.val_dataloader()):
+        assert next(iter(loader)).proposals.boxes.shape == (4, 250, 4)
+    assert data.tables["val"].regions[3].boxes.tolist() == [[1, 2, 3, 4]]
+    assert data.proposer.asked == []
+    with pytest.raises(DataError, match="none of its 19 pictures"):
+        data.test_dataloader()

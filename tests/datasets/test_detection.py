@@ -1,6 +1,7 @@
 """The data set and its loader: the same samples whoever loads them, and errors that name the file."""
 
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from sightline.datasets import detection
 from sightline.datasets.augment import Augment
 from sightline.datasets.batching import Key
 from sightline.datasets.detection import DetectionDataset, loader_for
+from sightline.datasets.proposals import Boxes, Regions
 from sightline.datasets.shapes import draw, shapes_table
 from sightline.datasets.table import DataError, Table
 
@@ -203,3 +205,45 @@ def test_indices_count_from_the_end_and_end():
     assert torch.equal(dataset[-1].image, dataset[2].image)
     with pytest.raises(IndexError):
         dataset[3]
+
+
+def proposed(count=5, **options):
+    """A data set with 0, 1, 2, … proposals a picture, and what they are."""
+    rng = np.random.default_rng(0)
+    pictures = [
+        Boxes(np.sort(rng.random((i, 4)) * 48, 1).astype(np.float32), np.sort(rng.random(i))[::-1].astype(np.float32))
+        for i in range(count)
+    ]
+    table = replace(shapes_table("train", count, 48), regions=Regions.of(pictures))
+    return DetectionDataset(table, resize=(64, 64), **options), pictures
+
+
+def test_a_sample_has_its_picture_s_proposals():
+    dataset, pictures = proposed()
+    for i, picture in enumerate(pictures):
+        sample = dataset[i]
+        torch.testing.assert_close(sample.proposals.boxes, torch.from_numpy(picture.boxes) * np.float32(64 / 48))
+        assert sample.proposals.scores.tolist() == picture.scores.tolist()
+        assert sample.proposals.labels.tolist() == [0] * i
+    assert make_dataset(1)[0].proposals is None
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_have_proposals(workers):
+    dataset, pictures = proposed(augment=Augment(scale=(1.0, 1.0), flip=1.0))
+    seen = 0
+    for batch in loader_for(dataset, 2, num_workers=workers):
+        assert batch.proposals.labels.shape == (len(batch), 250)
+        for i, info in enumerate(batch.infos):
+            expected = pictures[info.id - 1]
+            assert info.flipped
+            back = batch.proposals[i].to_original(info)
+            np.testing.assert_allclose(back.boxes, expected.boxes, atol=1e-4)
+            assert back.scores.tolist() == expected.scores.tolist()
+            seen += 1
+    assert seen == 5
+
+
+def test_proposals_change_no_picture_and_no_object():
+    with_them, _ = proposed(14, augment=Augment())
+    assert_same(facts(loader_for(with_them, 4)), facts(loader_for(make_dataset(augment=Augment()), 4)))

@@ -170,3 +170,51 @@ def test_devices_keep_everything():
     assert moved.infos is batch.infos
     assert batch.to("cpu").targets.masks is None
     assert Batch(batch.images, batch.sizes, None, batch.infos).to("meta").targets is None
+
+
+def make_batch(proposals=True):
+    more = [make_instances(2, 9)] if proposals else []
+    return Batch(torch.zeros(2, 3, 4, 4), torch.ones(2, 2), make_instances(2, 3), [INFO, INFO], *more)
+
+
+def test_a_batch_takes_its_proposals_along(monkeypatch):
+    batch = make_batch()
+    moved = batch.to("meta")
+    assert moved.proposals.boxes.is_meta
+    assert moved.proposals.labels.shape == (2, 9)
+    assert_equal(batch.to("cpu").proposals, batch.proposals)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self + 1)  # pinning itself takes a GPU
+    pinned = batch.pin_memory()
+    for name in ("targets", "proposals"):
+        assert torch.equal(getattr(pinned, name).boxes, getattr(batch, name).boxes + 1)
+    assert torch.equal(pinned.sizes, batch.sizes + 1)
+    assert make_batch(False).to("meta").proposals is None
+    assert make_batch(False).pin_memory().proposals is None
+
+
+def test_what_a_model_is_given():
+    batch = make_batch()
+    images, sizes, proposals = batch.inputs
+    assert images is batch.images
+    assert sizes is batch.sizes
+    assert proposals is batch.proposals
+    assert len(make_batch(False).inputs) == 2
+
+
+def test_pytree_of_proposals():
+    batch = make_batch()
+    doubled = pytree.tree_map_only(torch.Tensor, lambda value: value * 2, batch)
+    assert torch.equal(doubled.proposals.boxes, batch.proposals.boxes * 2)
+
+
+def test_a_moved_sample():
+    """Objects and proposals are changed alike, and nothing else unless it is said."""
+    sample = Sample(torch.zeros(3, 4, 4), make_instances(2), INFO, make_instances(5))
+    moved = sample.moved(torch.ones(3, 2, 2), lambda instances: instances[1:])
+    assert moved.image.shape == (3, 2, 2)
+    assert moved.info is INFO
+    assert_equal(moved.target, sample.target[1:])
+    assert_equal(moved.proposals, sample.proposals[1:])
+    other = INFO._replace(flipped=True)
+    assert sample.moved(sample.image, lambda instances: instances, other).info is other
+    assert replace(sample, proposals=None).moved(sample.image, lambda instances: instances).proposals is None

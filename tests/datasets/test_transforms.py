@@ -4,6 +4,8 @@ Reference: torchvision.models.detection.transform.GeneralizedRCNNTransform,
 https://github.com/pytorch/vision/blob/main/torchvision/models/detection/transform.py
 """
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -114,3 +116,14 @@ def test_memory_layouts():
     assert torch.equal(from_hwc(to_hwc(image)), image)
     hwc = np.zeros((4, 5, 3), np.uint8)
     assert np.shares_memory(to_hwc(from_hwc(hwc)), hwc), "a picture in OpenCV's layout is copied"
+
+
+def test_proposals_are_resized_and_flipped_as_objects_are():
+    sample = make_sample()
+    sample = replace(sample, proposals=replace(sample.target, crowd=None)[torch.tensor([3, 1])])
+    for change in (flip, lambda one: resize(one, 80, 133), lambda one: resize_to(one, (20, 90))):
+        changed = change(sample)
+        assert torch.equal(changed.proposals.boxes, changed.target.boxes[[3, 1]])
+        assert not torch.equal(changed.proposals.boxes, sample.proposals.boxes)
+        back = changed.proposals.to_original(changed.info)
+        torch.testing.assert_close(back.boxes, sample.proposals.boxes, atol=1e-4, rtol=0)

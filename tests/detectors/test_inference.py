@@ -1,6 +1,7 @@
 """Detectors on pictures, arrays and video, one at a time."""
 
 import weakref
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -8,12 +9,17 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.datasets.detection import read_picture
 from sightline.datasets.images import write_image
+from sightline.datasets.proposals import Boxes, Proposer, Regions
+from sightline.datasets.shapes import CATEGORIES, shapes_table
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
-from sightline.detectors import faster_rcnn
-from sightline.detectors.inference import run, usable_device
+from sightline.datasets.transforms import from_hwc
+from sightline.detectors import fast_rcnn, faster_rcnn
+from sightline.detectors.inference import find, run, usable_device
 from sightline.detectors.model import Detector
+from sightline.training import score
 
 
 class RedFinder(Detector):
@@ -164,3 +170,67 @@ def test_a_device_that_is_not_there():
     if not torch.cuda.is_available():
         with pytest.raises(DataError, match="device 'cuda' cannot be used here"):
             usable_device("cuda")
+
+
+@dataclass(frozen=True)
+class FromPixels(Proposer):
+    """Boxes that follow from a picture's pixels; notes what it was shown."""
+
+    limit: int = 20
+    seen: list = field(default_factory=list, compare=False, repr=False)
+
+    def __call__(self, image):
+        self.seen.append(image.copy())
+        rng = np.random.default_rng(int(image.astype(np.int64).sum()))
+        corners = np.sort(rng.random((self.limit, 2, 2)), axis=1) * image.shape[1::-1]
+        return Boxes(corners.reshape(-1, 4).astype(np.float32), np.arange(self.limit, 0, -1, dtype=np.float32))
+
+
+@pytest.fixture
+def regional():
+    """A Fast R-CNN of the shapes' categories, untrained."""
+    model = fast_rcnn("resnet10_narrow", 6, norm="batch", head_width=16, detections=30).eval()
+    model.categories, model.resize, model.proposer = list(CATEGORIES), (64, 96), FromPixels()
+    return model
+
+
+def test_a_proposer_sees_the_original_picture(regional):
+    given = []
+    regional.forward = lambda images, sizes, proposals: given.append(proposals) or RedFinder.forward
+    regional.decode = lambda *_: Instances(torch.zeros(1, 1, 4), torch.zeros(1, 1).long(), torch.ones(1, 1))
+    find(regional, from_hwc(picture()))
+    (image,) = regional.proposer.seen
+    assert np.array_equal(image, picture())
+    expected = torch.from_numpy(regional.proposer(picture()).boxes) * np.float32(64 / 120)
+    torch.testing.assert_close(given[0][0].boxes, expected)
+
+
+def test_predicting_and_evaluating_find_the_same(regional, tmp_path):
+    table = shapes_table("val", 4, 48)
+    scored = score(regional, table, batch_size=1, proposal_cache=tmp_path, progress=False)
+    found = scored.detections
+    assert len(regional.proposer.seen) == 4
+    for row, path in enumerate(table.paths):
+        mine, alone = found.image == row, find(regional, from_hwc(read_picture(path)), score=0.0)
+        order = np.argsort(-found.scores[mine], kind="stable")
+        assert mine.sum() == len(alone) > 5
+        np.testing.assert_allclose(found.scores[mine][order], alone.scores, atol=1e-6)
+        np.testing.assert_allclose(found.boxes[mine][order], alone.boxes, atol=1e-3)
+        assert found.labels[mine][order].tolist() == alone.labels.tolist()
+
+
+def test_scoring_uses_the_proposals_that_a_table_has(regional, tmp_path):
+    boxes = Boxes(np.array([[8, 8, 40, 40]], np.float32), np.ones(1, np.float32))
+    table = replace(shapes_table("val", 4, 48), regions=Regions.of([boxes] * 4))
+    found = score(regional, table, progress=False).detections
+    assert regional.proposer.seen == []
+    assert 0 < len(found.boxes) <= 4 * 6  # a detection is of one region and one category
+
+
+def test_a_model_that_proposes_itself_is_given_none():
+    boxes = Boxes(np.array([[8, 8, 40, 40]], np.float32), np.ones(1, np.float32))
+    table = replace(shapes_table("val", 2, 48), regions=Regions.of([boxes] * 2))
+    small = {"norm": "batch", "anchor_sizes": ((8,), (16,), (32,), (64,)), "proposals": 20, "head_width": 16}
+    model = faster_rcnn("resnet10_narrow_fpn", 6, **small).eval()
+    model.categories, model.resize = list(CATEGORIES), (64, 64)
+    assert len(score(model, table, progress=False).truth.image_ids) == 2

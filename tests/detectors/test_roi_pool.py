@@ -1,5 +1,7 @@
 """Pooling of regions against torchvision's operators (https://github.com/pytorch/vision, torchvision/ops)."""
 
+import math
+
 import pytest
 import torch
 from torchvision import ops
@@ -98,6 +100,14 @@ def test_align_has_gradients_to_features_and_boxes(strides):
     assert torch.autograd.gradcheck(lambda rois, *features: pool(features, rois), (rois, *features))
 
 
+def with_every_level(rois):
+    """The regions, the first four of each image so large that each level of the pyramid has one."""
+    middle = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / 2
+    for place, side in enumerate((40, 150, 300, 600)):
+        rois[:, place] = middle + side / 2 * torch.tensor([-1, -1, 1, 1])
+    return rois
+
+
 def torchvisions_pool(features, rois, strides):
     """Of each region's own level, one region at a time."""
     levels = assign_levels(rois, strides)
@@ -112,10 +122,7 @@ def torchvisions_pool(features, rois, strides):
 
 @pytest.mark.parametrize("strides", [(16,), PYRAMID])
 def test_pool_equals_torchvisions_in_values_and_gradients(strides):
-    features, rois = maps(strides), regions()
-    middle = torch.tensor([WIDTH, HEIGHT, WIDTH, HEIGHT]) / 2
-    for place, side in enumerate((40, 150, 300, 600)):  # one for each level at least
-        rois[:, place] = middle + side / 2 * torch.tensor([-1, -1, 1, 1])
+    features, rois = maps(strides), with_every_level(regions())
     for level in features:
         level.requires_grad_()
     ours, peers = RoIPool(strides)(features, rois), torchvisions_pool(features, rois, strides)
@@ -126,6 +133,55 @@ def test_pool_equals_torchvisions_in_values_and_gradients(strides):
     for mine, wanted in zip(our_gradients, peer_gradients, strict=True):
         assert wanted.abs().sum() > 0
         torch.testing.assert_close(mine, wanted)
+
+
+def pooled_by_hand(features, box, stride, bins=7):
+    """Fast R-CNN, section 2.1, for one region: whole cells, split into bins that overlap where cells do not divide evenly."""
+    channels, height, width = features.shape
+    left, top, right, bottom = (math.floor(abs(v) / stride + 0.5) * (1 if v >= 0 else -1) for v in box.tolist())
+    rows, columns = max(bottom - top + 1, 1) / bins, max(right - left + 1, 1) / bins
+    out = torch.zeros(channels, bins, bins, dtype=features.dtype)
+    for i in range(bins):
+        for j in range(bins):
+            y0, y1 = top + math.floor(i * rows), top + math.ceil((i + 1) * rows)
+            x0, x1 = left + math.floor(j * columns), left + math.ceil((j + 1) * columns)
+            cells = features[:, max(y0, 0) : max(min(y1, height), 0), max(x0, 0) : max(min(x1, width), 0)]
+            if cells.numel():
+                out[:, i, j] = cells.amax(dim=(1, 2))
+    return out
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("strides", [(16,), (8, 32)])
+def test_pool_equals_a_slow_loop(strides, dtype):
+    """Boxes outside, without area and over the whole picture among them, in two images."""
+    features, rois = [level.to(dtype) for level in maps(strides)], regions().to(dtype)
+    levels = assign_levels(rois, strides)
+    ours = RoIPool(strides)(features, rois).view(*rois.shape[:2], 3, 7, 7)
+    for i, boxes in enumerate(rois):
+        for box, level, mine in zip(boxes, levels[i].tolist(), ours[i], strict=True):
+            assert torch.equal(mine, pooled_by_hand(features[level][i], box, strides[level]))
+
+
+@pytest.mark.parametrize("strides", [(16,), PYRAMID])
+def test_pool_equals_torchvisions_in_float32(strides):
+    features, rois = [level.float().requires_grad_() for level in maps(strides)], with_every_level(regions()).float()
+    ours, peers = RoIPool(strides)(features, rois), torchvisions_pool(features, rois, strides)
+    assert torch.equal(ours, peers)
+    weights = torch.randn_like(ours)
+    gradients = (torch.autograd.grad((value * weights).sum(), features) for value in (ours, peers))
+    for mine, wanted in zip(*gradients, strict=True):
+        torch.testing.assert_close(mine, wanted)
+
+
+@pytest.mark.parametrize("strides", [(16,), (4, 8)])
+def test_pools_gradients_are_the_differences_quotients(strides):
+    """A bin's gradient goes to its largest cell alone; regions outside and without area have none, or one."""
+    features = [level[..., :4, :5].clone().requires_grad_() for level in maps(strides, batch=2, channels=2)]
+    boxes = [[0, 0, 70, 60], [-20, 5, 30, 90], [300, 300, 400, 400], [9, 9, 9, 9]]
+    rois = torch.tensor([boxes, boxes[::-1]], dtype=torch.float64)
+    pool = RoIPool(strides, output_size=3)
+    assert torch.autograd.gradcheck(lambda *features: pool(features, rois), features)
 
 
 @pytest.mark.parametrize("pool", [RoIAlign(PYRAMID, canonical_size=56.0), RoIPool(PYRAMID)], ids=["align", "pool"])

@@ -1,0 +1,42 @@
+"""What every builder of a detector ends with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from ..backbone import load_weights
+from .model import Detector
+
+Model = TypeVar("Model", bound=Detector)
+
+
+def finish(
+    model: Model,
+    architecture: dict[str, Any],
+    weights: str | None,
+    *,
+    allow_missing: Sequence[str] = (),
+    name: str | None = None,
+    rename: Sequence[tuple[str, str]] = (),
+) -> Model:
+    """Notes how a model was made, and loads its weights.
+
+    Args:
+        model: with random weights above its backbone.
+        architecture: the builder's name and arguments, see `Detector`.
+        weights: of the whole detector: None, a path, an address or a named source; see `load_weights`.
+        allow_missing: prefixes of what may be missing, or of another shape, and then starts at random: the last layers.
+        name: by which a named source knows the model.
+        rename: see `load_weights`.
+
+    Raises:
+        WeightsError: weights that cannot be had or do not fit.
+    """
+    model.architecture = architecture
+    if weights is not None:
+        own = (r"^detector\.", "")  # a training run's checkpoint holds the model under that name
+        load_weights(model, weights, name=name, rename=(*rename, own), allow_missing=("normalize.", *allow_missing))
+    # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
+    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
+    return model
