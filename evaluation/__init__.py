@@ -8,6 +8,8 @@ from .drawing import draw_comparison
 from .localization import LocalizationResult, evaluate_localization
 from .page import ReportInputs
 from .plots import plot_confidence, plot_confusion, plot_precision_recall
+from .recall import Coverage, cover, proposal_recall
+from .recall_plot import plot_recall
 from .records import Detections, Truth
 from .report import write_report
 from .results import read_coco_truth, read_results, write_results

@@ -1,4 +1,7 @@
-"""How fast detectors are: times by turns, stage by stage, with parameters, operations and memory."""
+"""How fast detectors are: times by turns, stage by stage, with parameters, operations and memory.
+
+Models that do not propose themselves get their proposals with the pictures; how long those took is not counted.
+"""
 
 from __future__ import annotations
 
@@ -13,15 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from sightline.datasets.batching import STRIDE, collate
 from sightline.datasets.detection import read_picture
+from sightline.datasets.proposals import Proposer, as_instances
 from sightline.datasets.shapes import shapes_table
 from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
 from sightline.datasets.table import Table
-from sightline.datasets.transforms import from_hwc, resize_image
+from sightline.datasets.transforms import from_hwc, resize_image, to_hwc
 from sightline.detectors import Detector
 from sightline.tools.benchmark_models import build
 
@@ -35,7 +40,7 @@ class Row:
     """One line of the table: a model at one batch size.
 
     Attributes:
-        times: ms of each round, from pixels in the host's memory to final boxes.
+        times: ms of each round, from pixels (and proposals) in the host's memory to final boxes.
         stages: median ms of each stage.
         parameters: how many numbers.
         gflops: of one picture: matrix products and convolutions alone, a multiplication and its addition counting two.
@@ -75,8 +80,8 @@ def time_models(
         batch_size: how many at a time.
         repeats: timed rounds.
     """
-    batch, one = pictures(table, batch_size, size), pictures(table, 1, size)
-    jobs = {spec: _job(model, batch) for spec, model in models.items()}
+    batches = {spec: pictures(table, batch_size, size, model.proposer) for spec, model in models.items()}
+    jobs = {spec: _job(model, batches[spec]) for spec, model in models.items()}
     times = alternate(jobs, repeats, f"batch {batch_size}")
     staged = alternate({spec: _staged(models[spec], job) for spec, job in jobs.items()}, repeats, "its stages")
     return [
@@ -86,23 +91,26 @@ def time_models(
             times=times[spec],
             stages={name: statistics.median(each[name] for each in staged[spec]) for name in staged[spec][0]},
             parameters=sum(p.numel() for p in model.parameters()),
-            gflops=_flops(model, one) / 1e9,
-            memory=_peak_memory(spec, model, batch),
+            gflops=_flops(model, pictures(table, 1, size, model.proposer)) / 1e9,
+            memory=_peak_memory(spec, model, batches[spec]),
         )
         for spec, model in models.items()
     ]
 
 
-def pictures(table: Table | None, number: int, size: tuple[int, int]) -> Batch:
-    """The first `number` pictures of a data set, over again if need be, all brought to `size` (height, width)."""
+def pictures(table: Table | None, number: int, size: tuple[int, int], proposer: Proposer | None = None) -> Batch:
+    """The first `number` pictures of a data set, over again if need be, all brought to `size` (height, width).
+
+    A proposer adds its boxes.
+    """
     table = table or shapes_table("val", number, min(size))
     frame = tuple(-(-side // STRIDE) * STRIDE for side in size)
     nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    images = [read_picture(table.paths[i % len(table)]) for i in range(number)]
-    infos = [ImageInfo(i, "", size) for i in range(number)]
-    samples = [
-        Sample(resize_image(from_hwc(image), size), nothing, info) for image, info in zip(images, infos, strict=True)
-    ]
+    samples = []
+    for i in range(number):
+        image = resize_image(from_hwc(read_picture(table.paths[i % len(table)])), size)
+        proposals = None if proposer is None else as_instances(proposer(to_hwc(image)))
+        samples.append(Sample(image, nothing, ImageInfo(i, "", size), proposals))
     return collate(samples, frame)
 
 
@@ -122,7 +130,7 @@ def detect(model: Detector, batch: Batch) -> Instances:
     """The model as `sightline predict` runs it, on a batch in the host's memory: bf16 on a GPU, float32 elsewhere."""
     device = _device(model)
     with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-        return model.detect(batch.images.to(device), batch.sizes.to(device))
+        return model.detect(*batch.to(device).inputs)
 
 
 def _device(model: Detector) -> torch.device:
@@ -190,14 +198,16 @@ def _peak_memory(spec: str, model: Detector, batch: Batch) -> float | None:
         return (torch.cuda.max_memory_allocated(device) - others) / 2**20
     if device.type == "cpu" and Path("/proc/self/status").exists():
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            return process.submit(_alone, spec, batch.images.numpy(), batch.sizes.numpy()).result()
+            inputs = pytree.tree_map_only(torch.Tensor, torch.Tensor.numpy, batch.inputs)
+            return process.submit(_alone, spec, inputs).result()
     return None
 
 
-def _alone(spec: str, images: np.ndarray, sizes: np.ndarray) -> float:
+def _alone(spec: str, arrays: tuple) -> float:
     """MiB by which this process, which does nothing else, grows at most. (Its `ru_maxrss` starts from the parent's.)"""
     before = _status("VmRSS")
-    detect(build(spec, "cpu"), Batch(torch.from_numpy(images), torch.from_numpy(sizes), None, []))
+    images, sizes, *proposals = pytree.tree_map_only(np.ndarray, torch.from_numpy, arrays)
+    detect(build(spec, "cpu"), Batch(images, sizes, None, [], *proposals))
     return _status("VmHWM") - before
 
 

@@ -3,6 +3,7 @@
 sightline evaluate runs/shapes/1/checkpoints/best.ckpt --data shapes
 sightline evaluate best.ckpt --data voc/ --split test --voc
 sightline evaluate best.ckpt --data voc/ --largest 1         # a localizer of one object a picture
+sightline evaluate best.ckpt --data voc/ --proposals voc_2007_test.mat     # a Fast R-CNN, by boxes made elsewhere
 sightline evaluate best.ckpt --data classes/ --crops 10 --scales 224 256 384 480 640
 sightline evaluate best.ckpt --ensemble other.ckpt third.ckpt
 sightline evaluate --predictions results.json --truth instances_val2017.json
@@ -17,6 +18,7 @@ from pathlib import Path
 
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.detection import read_picture
+from sightline.datasets.proposal_files import read_proposals
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
@@ -72,6 +74,8 @@ def _parser() -> argparse.ArgumentParser:
         "--scales", type=_positive, nargs="+", metavar="N", help="of --crops: short sides in pixels (8/7 of a crop's)"
     )
     parser.add_argument("--crop", type=_positive, metavar="N", help="of --crops: a crop's side (the model's, or 224)")
+    parser.add_argument("--proposals", metavar="FILE", help="boxes made elsewhere, for models that do not propose")
+    parser.add_argument("--proposal-cache", metavar="FOLDER", help="where the model's proposer keeps its boxes")
     parser.add_argument("--predictions", metavar="FILE", help="COCO results json to score instead of a checkpoint")
     parser.add_argument("--truth", metavar="FILE", help="COCO json that the predictions are scored against")
     parser.add_argument(
@@ -99,11 +103,17 @@ def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Ta
     model = load_model(arguments, usable_device(arguments.device))
     if arguments.voc and model.task != "detection":
         raise DataError(f"--voc scores detectors; {arguments.checkpoint} is made for {model.task}: leave --voc out")
+    if model.proposer is None and (arguments.proposals or arguments.proposal_cache):
+        raise DataError(
+            f"{arguments.checkpoint} takes no proposals (it finds its own): leave out --proposals and --proposal-cache"
+        )
     table = _table(arguments.data, arguments.split)
     if arguments.largest is not None:
         table = table.largest(arguments.largest)
     if table.problems.counts:
         print(table.problems.summary(), file=sys.stderr)
+    if arguments.proposals:
+        table = read_proposals(arguments.proposals, table)
     scored = _scored(model, table, arguments)
     if arguments.save_predictions:
         write_results(arguments.save_predictions, scored.detections, table.image_ids, table.category_ids)
@@ -115,7 +125,8 @@ def _scored(model: Detector, table: Table, arguments: argparse.Namespace) -> Sco
     if arguments.crops:
         crops = Crops.of(model, count=arguments.crops, scales=arguments.scales, size=arguments.crop)
         return score_crops(model, table, crops, batch_size=batch_size, num_workers=workers)
-    return score(model, table, batch_size=batch_size, num_workers=workers, max_dets=tuple(arguments.max_dets))
+    options = {"max_dets": tuple(arguments.max_dets), "proposal_cache": arguments.proposal_cache}
+    return score(model, table, batch_size=batch_size, num_workers=workers, **options)
 
 
 def _table(path: str, split: str) -> Table:

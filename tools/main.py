@@ -22,6 +22,7 @@ TOOLS = {
     "benchmark": "accuracy and speed of several models in one table",
     "check": "everything wrong with a data set, with file names and fixes",
     "convert": "a data set in another format",
+    "propose": "boxes that may hold objects, for Fast R-CNN, and how many objects they cover",
     "inspect": "a model's layers, a data set's contents, what a network looks at",
 }
 MODULES = {"inspect": "inspect_"}  # of another name than the command: Python has an `inspect` of its own

@@ -76,13 +76,13 @@ class DetectionTraining(LightningModule):
             self.detector.categories, self.detector.resize = list(data.categories), tuple(data.resize)
             self._seed = data.seed
 
-    def forward(self, images: Tensor, sizes: Tensor) -> Any:
-        return self._forward[0](images, sizes)
+    def forward(self, batch: Batch) -> Any:
+        return self._forward[0](*batch.inputs)
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
         # A step's randomness follows from the epoch and its pictures alone, so a resumed run repeats an uninterrupted one.
         torch.manual_seed(zlib.crc32(repr((self._seed, self.current_epoch, batch.infos[0].id)).encode()))
-        losses = self.detector.losses(self(batch.images, batch.sizes), batch.targets)
+        losses = self.detector.losses(self(batch), batch.targets)
         loss = torch.stack(list(losses.values())).sum()
         # Means over the epoch go to the loggers, as the validation's do; the bar shows the loss as it is.
         named = {f"train/{name}": value.detach() for name, value in losses.items()} | {"train/loss": loss.detach()}
@@ -96,7 +96,7 @@ class DetectionTraining(LightningModule):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         torch.manual_seed(batch.infos[0].id)
-        outputs = self(batch.images, batch.sizes)
+        outputs = self(batch)
         losses = self.detector.losses(outputs, batch.targets)
         self._val_losses.append((len(batch), losses))
         found = self.detector.decode(outputs, batch.sizes)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -153,17 +154,27 @@ def _compute(cut: Cut, loader: Loader, table: Table) -> np.ndarray:
 
 def _key(cut: Cut, dataset: DetectionDataset, loader: Loader) -> str:
     """32 hexadecimal digits."""
-    digest, table = hashlib.sha256(), dataset.table
+    digest = hashlib.sha256()
+    hash_pictures(digest, dataset.table)
+    digest.update(repr((FORMAT, cut.layer, cut.inputs, tuple(cut.model.resize))).encode())
+    digest.update(loader.batch_sampler.frames.tobytes())
+    hash_tensors(digest, _tensors_below(cut, dataset))
+    return digest.hexdigest()[:32]
+
+
+def hash_pictures(digest: hashlib._Hash, table: Table) -> None:
+    """Takes in the pictures' paths, sizes and dates."""
     for path, size in zip(table.paths, table.sizes.tolist(), strict=True):
         file, place = (file_of(path), path.rpartition("#")[2]) if path.startswith("mnist:") else (path, "")
         changed = os.stat(file).st_mtime_ns if os.path.exists(file) else None  # built-in pictures have no file
         digest.update(repr((os.path.abspath(file) if changed else path, place, size, changed)).encode())
-    digest.update(repr((FORMAT, cut.layer, cut.inputs, tuple(cut.model.resize))).encode())
-    digest.update(loader.batch_sampler.frames.tobytes())
-    for name, tensor in _tensors_below(cut, dataset):
+
+
+def hash_tensors(digest: hashlib._Hash, named: Iterable[tuple[str, Tensor]]) -> None:
+    """Takes in tensors with their names and types."""
+    for name, tensor in named:
         digest.update(repr((name, tensor.dtype, tuple(tensor.shape))).encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:32]
 
 
 def _tensors_below(cut: Cut, dataset: DetectionDataset) -> list[tuple[str, Tensor]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, replace
 
@@ -10,6 +11,7 @@ import torch
 from tqdm import tqdm
 
 from ..datasets.detection import DetectionDataset, Loader, loader_for
+from ..datasets.propose import propose
 from ..datasets.table import DataError, Table
 from ..detectors.model import Detector
 from ..evaluation import DetectionCollector, Detections, Truth
@@ -23,7 +25,7 @@ class Scored:
     Attributes:
         truth, detections: in the original pictures' pixels; labels are the data set's.
         result: the scores, of the model's task.
-        seconds: wall-clock time of loading and detecting.
+        seconds: wall-clock time of loading and detecting; proposals are made before.
     """
 
     truth: Truth
@@ -44,21 +46,27 @@ def score(
     num_workers: int = 0,
     max_dets: tuple[int, ...] = (1, 10, 100),
     progress: bool = True,
+    proposal_cache: str | os.PathLike | None = None,
 ) -> Scored:
     """Runs a detector over a data set and scores it: as COCO does, or by the errors of its task.
 
     Args:
         model: a detector whose category names include the data set's.
-        table: the annotated pictures.
+        table: the annotated pictures. Where they have no proposals and the model has a proposer, this makes them.
         batch_size: pictures at a time.
         num_workers: processes that load pictures.
         max_dets: COCO's limits on detections an image and category.
         progress: show a bar.
+        proposal_cache: the folder where a proposer's boxes are kept; None: see `datasets.propose.cache_folder`.
 
     Raises:
         DataError: the data set has a category that the model does not know.
     """
     data_labels(model.categories, table.categories)  # raises before the work, not after it
+    if model.proposer is None:
+        table = replace(table, regions=None)  # a model that proposes itself takes none
+    elif table.regions is None:
+        table = propose(table, model.proposer, cache=proposal_cache, num_workers=num_workers, progress=progress)
     loader = loader_for(DetectionDataset(table, resize=model.resize), batch_size, num_workers=num_workers)
     started = time.perf_counter()
     collector = detect_all(model, loader, progress=progress)
@@ -92,7 +100,7 @@ def detect_all(model: Detector, loader: Loader, *, progress: bool = True) -> Det
     for batch in tqdm(loader, desc="detect", unit="batch", disable=None if progress else True, leave=False):
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
-            found = model.detect(batch.images, batch.sizes)
+            found = model.detect(*batch.inputs)
         collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])
     model.train(training)
     return collector

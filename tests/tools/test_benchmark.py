@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +13,11 @@ from torch import nn
 from torchvision.models import get_model
 
 from sightline.backbone import WeightsError
+from sightline.datasets.proposals import Boxes, Proposer
 from sightline.datasets.shapes import CATEGORIES, shapes_table
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
-from sightline.detectors import Detector, faster_rcnn, save
+from sightline.detectors import Detector, fast_rcnn, faster_rcnn, save
 from sightline.tools.benchmark import main, score_models, text_table
 from sightline.tools.benchmark_models import build, has_weights, peers
 from sightline.tools.benchmark_speed import Row, _now, _peak_memory, alternate, detect, pictures, time_models
@@ -211,3 +213,42 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main([checkpoint, "--batch", "0"])
     assert "must be a whole number from 1, got '0'" in capsys.readouterr().err
+
+
+@dataclass(frozen=True)
+class Timed(Proposer):
+    """One box, after a minute."""
+
+    clock: Clock
+    limit: int = 1
+
+    def __call__(self, image):
+        self.clock.ms += 60_000
+        return Boxes(np.array([[0, 0, *image.shape[1::-1]]], np.float32), np.ones(1, np.float32))
+
+
+class Regional(Slow):
+    """Needs proposals."""
+
+    def detect(self, images, sizes, proposals):
+        assert proposals.boxes[:, 0].tolist() == [[0, 0, 64, 32]] * len(images)
+        return super().detect(images, sizes)
+
+
+def test_the_time_of_proposals_is_not_counted(monkeypatch):
+    clock = Clock()
+    monkeypatch.setattr("sightline.tools.benchmark_speed._now", lambda _: clock.ms)
+    monkeypatch.setattr("sightline.tools.benchmark_speed._peak_memory", lambda *_: None)
+    models = {"plain": Slow(clock).eval(), "regional": Regional(clock).eval()}
+    models["regional"].proposer = Timed(clock)
+    for row in time_models(models, None, (32, 64), 2, 3):
+        assert row.times == [120, 120, 120]
+
+
+def test_memory_of_a_model_with_proposals(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("only Linux tells")
+    small = {"norm": "batch", "proposer": "sliding_window", "proposals": 10, "head_width": 16}
+    save(fast_rcnn("resnet10_narrow", 6, **small), tmp_path / "best.ckpt")
+    model = build(str(tmp_path / "best.ckpt"), "cpu")
+    assert 2 < _peak_memory(str(tmp_path / "best.ckpt"), model, pictures(None, 1, (64, 96), model.proposer)) < 300

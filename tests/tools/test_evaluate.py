@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from sightline.datasets.shapes import CATEGORIES
-from sightline.detectors import autoencoder, average_weights, classifier, faster_rcnn, load, localization, save
+from sightline.detectors import (
+    autoencoder,
+    average_weights,
+    classifier,
+    fast_rcnn,
+    faster_rcnn,
+    load,
+    localization,
+    save,
+)
 from sightline.tools.main import main
 
 
@@ -156,3 +165,39 @@ def test_mistakes(arguments, message, checkpoint, tmp_path, capsys):
         save(other, files["OTHER"])
     assert main(["evaluate", *(files.get(argument, argument) for argument in arguments)]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def regional(tmp_path, monkeypatch):
+    """An untrained Fast R-CNN of the shapes' categories, which looks at a sliding window's boxes."""
+    monkeypatch.setenv("SIGHTLINE_CACHE", str(tmp_path / "elsewhere"))
+    torch.manual_seed(0)
+    small = {"norm": "batch", "proposer": "sliding_window", "proposals": 10, "head_width": 16}
+    model = fast_rcnn("resnet10_narrow", 6, **small)
+    model.categories, model.resize = list(CATEGORIES), (64, 64)
+    save(model, tmp_path / "regional.ckpt")
+    return str(tmp_path / "regional.ckpt")
+
+
+def test_a_model_s_proposer_and_its_cache(regional, tmp_path):
+    assert main(["evaluate", regional, "--proposal-cache", str(tmp_path / "cache")]) == 0
+    (kept,) = (tmp_path / "cache").iterdir()
+    assert len(list(kept.iterdir())) == 200
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_proposals_from_a_file(regional, tmp_path):
+    """All a model may look at is one box of one picture: what it finds is there."""
+    boxes, found = tmp_path / "boxes.json", tmp_path / "found.json"
+    boxes.write_text(json.dumps([{"image_id": 7, "bbox": [20, 30, 40, 50], "score": 1.0}]))
+    assert main(["evaluate", regional, "--proposals", str(boxes), "--save-predictions", str(found)]) == 0
+    assert not (tmp_path / "elsewhere").exists(), "the proposer worked although a file was given"
+    rows = json.loads(found.read_text())
+    assert {row["image_id"] for row in rows} == {7}
+    assert all(row["bbox"] == pytest.approx([20, 30, 40, 50], abs=10) for row in rows)
+
+
+@pytest.mark.parametrize("option", ["--proposals", "--proposal-cache"])
+def test_models_that_propose_take_no_proposals(checkpoint, option, capsys):
+    assert main(["evaluate", checkpoint, option, "somewhere"]) == 2
+    assert "takes no proposals (it finds its own): leave out --proposals" in capsys.readouterr().err

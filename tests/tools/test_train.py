@@ -111,6 +111,44 @@ def test_fits_the_last_layer(tmp_path, capsys):
     assert (folder / "report.html").exists()
 
 
+RCNN = """
+trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, enable_model_summary: false}
+model:
+  detector:
+    class_path: sightline.detectors.rcnn
+    init_args: {backbone: resnet10_narrow, norm: batch, proposer: sliding_window, proposals: 30, size: 32, context: 4}
+data: {batch_size: 4, min_size: 64, max_size: 64, num_workers: 0, proposal_cache: proposals}
+"""
+PICTURES = ["--data.shapes.train_images", "8", "--data.shapes.val_images", "4", "--data.shapes.size", "64"]
+
+
+def test_fits_machines_after_training(tmp_path, capsys, forget):
+    (tmp_path / "regions.yaml").write_text(RCNN)
+    assert train("regions.yaml", *PICTURES, "--run.machines", "true") == 0
+    folder = tmp_path / "runs/regions/1"
+    assert "new hard negatives by round" in capsys.readouterr().out
+    model = load(folder / "checkpoints/best.ckpt")
+    assert model.roi_heads.machines
+    assert not model.roi_heads.box_predictor.cls_score.weight[0].any()
+    results = json.loads((folder / "results.json").read_text())
+    assert {"AP", "train_seconds"} <= results.keys()
+    assert len(list((tmp_path / "runs/regions/features").iterdir())) == 1
+
+    forget()
+    assert train("--resume", "runs/regions/1") == 0  # as after a stop while they were fitted
+    assert json.loads((folder / "results.json").read_text())["AP"] == results["AP"]
+    assert len(list((tmp_path / "runs/regions/features").iterdir())) == 1
+
+
+def test_fits_machines_to_given_weights(tmp_path, forget):
+    (tmp_path / "regions.yaml").write_text(RCNN)
+    assert train("regions.yaml", *PICTURES, "--run.machines", "true", "--trainer.max_epochs", "0") == 0
+    folder = tmp_path / "runs/regions/1"
+    assert load(folder / "checkpoints/best.ckpt").roi_heads.machines
+    assert (folder / "report.html").exists()
+    assert not (folder / "checkpoints/last.ckpt").exists()
+
+
 def test_thaws_on_a_plateau_and_logs_ratios(tmp_path):
     assert train(*LENET, "--run.unfreeze", "plateau", "--run.unfreeze_patience", "1", "--run.ratios", "true") == 0
     with (tmp_path / "runs/lenet/1/metrics.csv").open() as file:
@@ -198,6 +236,8 @@ MISTAKES = {
     "resume": (["--resume", "runs/nothing"], "no run folder"),
     "two in place of training": (["--run.overfit", "true", "--run.find_rate", "true"], "ask for one of them"),
     "linear model of a detector": ([*QUICK, "--run.linear", "svm"], "last layer of a classifier; FasterRCNN is none"),
+    "machines of a detector": ([*QUICK, "--run.machines", "true"], "for an R-CNN, which looks at one region at a time"),
+    "machines in place of training": (["--run.machines", "true", "--run.overfit", "true"], "comes after training"),
     "search without a number": (["--search.sampler", "tpe"], "--search 12"),
     "search of no number": (["--search", "many"], "--search needs a whole number"),
     "search of no runs": (["--search", "0"], "at least 1 trial, got 0"),

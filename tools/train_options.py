@@ -1,0 +1,122 @@
+"""The options of `sightline train`: what `--run.…` asks for, and what is wrong with what was asked."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
+
+from sightline.datasets.table import DataError
+from sightline.detectors import Detector
+from sightline.detectors.rcnn import RegionHead
+from sightline.training import overfit, rate_finder
+
+IN_PLACE = ("overfit", "find_rate", "linear")
+
+
+@dataclass
+class RunOptions:
+    """What happens around the steps, or in their place.
+
+    Args:
+        ema: decay of a moving average of the weights (0.999, say), which is then validated and saved; null for none.
+        patience: stop after so many validations without a better score; null to go on to the end.
+        unfreeze: epochs at each of which one more stage of the backbone is trained, from the last downwards; or
+            "plateau", for one more whenever the score does not improve.
+        unfreeze_patience: how many validations without a better score make a plateau.
+        ratios: log by how much steps change the weights, stage by stage; about 1e-3 of their size is healthy.
+        statistics: normalise with the mean and deviation in this file, made by `sightline inspect DATA --statistics FILE`;
+            for networks that start from random weights.
+        tensorboard: log to TensorBoard too.
+        machines: after training, replace a region classifier's last layer by linear support vector machines and ridge
+            regressors (R-CNN); with `--trainer.max_epochs 0`, on the weights as they are given.
+        overfit: do not train, but see whether the model can learn one batch by heart.
+        find_rate: do not train, but let the learning rate rise until the loss diverges, and suggest one.
+        linear: do not train by gradient, but fit a classifier's last layer to the features of the rest, as linear
+            support vector machines ("svm") or softmax regression ("softmax").
+        linear_c: how much errors weigh against small weights in that fit; null chooses by cross-validation.
+    """
+
+    ema: float | None = None
+    patience: int | None = None
+    unfreeze: list[int] | Literal["plateau"] | None = None
+    unfreeze_patience: int = 2
+    ratios: bool = False
+    statistics: str | None = None
+    tensorboard: bool = False
+    machines: bool = False
+    overfit: bool = False
+    find_rate: bool = False
+    linear: Literal["svm", "softmax"] | None = None
+    linear_c: float | None = None
+
+    @property
+    def only_steps(self) -> int | None:
+        """How many steps are taken where a few of them are all that is done, with no validation and no checkpoint."""
+        return overfit.STEPS if self.overfit else rate_finder.STEPS if self.find_rate else None
+
+    @property
+    def in_place(self) -> list[str]:
+        """The names of what is asked for in place of training."""
+        return [name for name in IN_PLACE if getattr(self, name)]
+
+
+def check(options: RunOptions, model: Detector, arguments: Namespace) -> None:
+    """Sees that the options go together, and with the model, before anything is done.
+
+    Args:
+        options: what is asked for.
+        model: what is to be trained.
+        arguments: of its builder.
+
+    Raises:
+        DataError: they do not.
+    """
+    _check_one_thing(options)
+    _check_start(options, arguments)
+    if options.machines and not isinstance(getattr(model, "roi_heads", None), RegionHead):
+        raise DataError(
+            f"--run.machines is for an R-CNN, which looks at one region at a time (sightline train rcnn --run.machines true); "
+            f"{type(model).__name__} of this recipe is none: leave it out"
+        )
+
+
+def _check_one_thing(options: RunOptions) -> None:
+    asked = options.in_place
+    if len(asked) > 1:
+        raise DataError(f"--run.{asked[0]} and --run.{asked[1]} each stand in place of training: ask for one of them")
+    if asked and options.machines:
+        raise DataError(
+            f"--run.machines comes after training, in whose place --run.{asked[0]} stands: ask for one of them"
+        )
+
+
+def _check_start(options: RunOptions, arguments: Namespace) -> None:
+    given = next((name for name in ("weights", "backbone_weights") if arguments.get(name) is not None), None)
+    if options.linear is not None and given is None:
+        rank_zero_info(
+            "warning: --run.linear on a network of random weights; name some by --model.detector.init_args.weights"
+        )
+    if options.statistics is not None and given:
+        raise DataError(
+            f"--run.statistics is for random weights: those of {given} expect the pictures they were trained on"
+        )
+
+
+class Parser(LightningArgumentParser):
+    """Names the nearest option when one is mistyped."""
+
+    def error(self, message: str, ex: Exception | None = None) -> Any:
+        text = f"{message} {ex or ''}"
+        known = [option for action in self._actions for option in action.option_strings]
+        unknown = re.findall(r"--[\w.-]+", text.split("nrecognized arguments")[-1]) if "nrecognized" in text else []
+        unknown += re.findall(r"[Kk]ey '([\w.]+)' is not expected", text)
+        for option in unknown:
+            close = difflib.get_close_matches("--" + option.lstrip("-"), known, n=1)
+            message += f"\n  did you mean {close[0]}?" if close else ""
+        raise DataError(message.strip())
