@@ -3,6 +3,7 @@
     sightline benchmark best.ckpt faster_rcnn torchvision:fasterrcnn_resnet50_fpn --size 800 1216 --batch 1 8
     sightline benchmark runs/a/best.ckpt runs/b/best.ckpt --data coco/ --split val --json table.json
     sightline benchmark faster_rcnn@coco torchvision:fasterrcnn_resnet50_fpn@coco --data coco/
+    sightline benchmark lineage --help                          # R-CNN, Fast and Faster R-CNN, trained and timed
 
 A MODEL is a checkpoint, or the name of a detector of ours or of torchvision's. A name's weights are random, unless some
 come after an "@" (a path or "coco"). Models with random weights, or without the data's categories, are timed and not
@@ -17,6 +18,7 @@ are timed in rounds of their own with a synchronisation after each, so that on a
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import platform
 import sys
@@ -36,6 +38,9 @@ from sightline.training import score
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
+    argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["lineage"]:
+        return importlib.import_module("sightline.tools.benchmark_lineage").main(argv[1:])
     arguments = _arguments(argv)
     device = usable_device(arguments.device)
     table = _table(arguments.data, arguments.split) if arguments.data else None
