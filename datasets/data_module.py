@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -204,7 +204,9 @@ class DetectionData(LightningDataModule):
         """
         table = self.tables[split]
         if table.regions is None and self.proposals is not None:
-            self.tables[split] = read_proposals(self.proposals, table)
+            table = read_proposals(self.proposals, table)
+            limit = None if self.proposer is None else self.proposer.limit
+            self.tables[split] = table if limit is None else replace(table, regions=table.regions.best(limit))
         elif table.regions is None and self.proposer is not None:
             self.tables[split] = propose(
                 table,

@@ -83,18 +83,6 @@ def read_mnist(path: str) -> np.ndarray:
     return pictures[index][..., None].repeat(3, axis=2)
 
 
-def file_of(path: str) -> Path:
-    """The file with the picture that a path `mnist:FOLDER#SPLIT/INDEX` stands for.
-
-    Raises:
-        DataError: the path is not of that form, or there is no such file.
-    """
-    folder, split, _ = _parts(path)
-    if split not in FILES:
-        raise DataError(f"{path}: no split {split!r}; MNIST has {' and '.join(FILES)}")
-    return _require(Path(folder), FILES[split][0])
-
-
 def _parts(path: str) -> tuple[str, str, int]:
     """Folder, split and index."""
     folder, _, rest = path.removeprefix(_PREFIX).rpartition("#")

@@ -92,6 +92,9 @@ def _files(path: Path) -> list[Path]:
 
 def _rows(path: Path, pictures: Sequence[str] | Sequence[int], table: Table) -> np.ndarray:
     """Each picture's row in the table, -1 for those that it does not have."""
+    exact = {name: row for row, name in enumerate(_names(table.paths))}  # as `write_proposals` calls them
+    if pictures and all(picture in exact for picture in pictures):
+        return np.array([exact[picture] for picture in pictures], np.int64)
     names = [_stem(picture) for picture in pictures if isinstance(picture, str)]
     by_name = _by_name(table.paths, {len(PurePath(name).parts) for name in names})
     for name in names:

@@ -86,6 +86,13 @@ class Regions:
         offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         return Regions(boxes.astype(np.float32), scores.astype(np.float32), offsets)
 
+    def best(self, limit: int) -> Regions:
+        """The first `limit` of each picture."""
+        counts = np.diff(self.offsets)
+        keep = np.arange(len(self.boxes)) - np.repeat(self.offsets[:-1], counts) < limit
+        offsets = np.concatenate([[0], np.cumsum(counts.clip(max=limit))])
+        return Regions(self.boxes[keep], self.scores[keep], offsets)
+
     def select(self, rows: np.ndarray) -> Regions:
         """Those of these pictures, in this order."""
         return Regions.of([self[int(row)] for row in rows])

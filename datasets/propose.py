@@ -54,7 +54,7 @@ def propose(
     """
     folder = cache_folder(table.paths, cache) / _name(proposer)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        digests = pool.map(_digest, table.paths)
+        digests = pool.map(content_digest, table.paths)
         bar = tqdm(digests, "look up", len(table), unit="picture", disable=_hidden(progress), leave=False, delay=2)
         files = [folder / f"{digest}.npy" for digest in bar]
         found = dict(zip(files, pool.map(_load, files), strict=True))
@@ -120,7 +120,7 @@ def _name(proposer: Proposer) -> str:
     return f"{kind}-{hashlib.sha256(settings).hexdigest()[:16]}"
 
 
-def _digest(path: str) -> str:
+def content_digest(path: str) -> str:
     """40 hexadecimal digits of a picture's content."""
     if path.startswith("shapes:"):  # such a picture follows from its path, and drawing it takes longer than reading one
         content = path.encode()

@@ -14,8 +14,10 @@ from .model import Detector
 
 
 def save(model: Detector, path: str | os.PathLike) -> None:
-    """Writes the model alone, without an optimiser's state; `load` reads it."""
-    torch.save({"sightline": model.description(), "state_dict": model.state_dict()}, path)
+    """Writes the model alone, without an optimiser's state; `load` reads it. What was there stays until all is written."""
+    partial = Path(f"{path}.partial")
+    torch.save({"sightline": model.description(), "state_dict": model.state_dict()}, partial)
+    partial.replace(path)
 
 
 def load_with(

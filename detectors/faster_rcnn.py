@@ -27,6 +27,9 @@ from .roi_pool import RoIAlign, RoIPool
 from .rpn import RPN, Proposals, RPNHead
 from .wide_head import gaussian_predictor, wide_head
 
+# Boxes of a single map that enter the suppression; fewer would leave less than the usual 300 proposals.
+CANDIDATES = 2000
+
 
 class Outputs(NamedTuple):
     """What `forward` knows of a batch: its feature maps, finest first, and the RPN's word on it.
@@ -209,7 +212,7 @@ def faster_rcnn_c4(
     width = body.channels[-1]
     head = StageHead(body.take_last_stage(), width)
     single = LastMap(body)
-    rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals)
+    rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
     pool = RoIAlign(single.strides, output_size=14)
     roi_heads = RoIHead(pool, head, BoxPredictor(width, num_classes), detections=detections)
     return _finished(single, rpn, roi_heads, architecture, weights)
@@ -236,7 +239,7 @@ def faster_rcnn_c5(
     """
     architecture = {"name": "faster_rcnn_c5", "arguments": dict(locals())}
     single = LastMap(build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages))
-    rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals)
+    rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
     head = wide_head(backbone, single.channels[0], head_width, weights=backbone_weights, ranks=truncated)
     pool = RoIPool(single.strides, output_size=head.bins)
     roi_heads = RoIHead(pool, head, gaussian_predictor(head_width, num_classes), detections=detections)
@@ -248,6 +251,7 @@ def _rpn(
     anchor_sizes: Sequence[Sequence[float]],
     *,
     proposals: int,
+    candidates: int | None = None,
     score_threshold: float = 0.0,
     depth: int = 1,
 ) -> RPN:
@@ -262,7 +266,7 @@ def _rpn(
     if len(set(anchors.per_cell)) > 1:
         raise ValueError(f"every level needs the same number of anchor sizes, got {[len(row) for row in anchor_sizes]}")
     head = RPNHead(body.channels[0], anchors.per_cell[0], depth=depth)
-    return RPN(head, anchors, pre_nms=proposals, post_nms=proposals, score_threshold=score_threshold)
+    return RPN(head, anchors, pre_nms=candidates or proposals, post_nms=proposals, score_threshold=score_threshold)
 
 
 def _with_pyramid(

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -21,6 +22,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer, seed_everything
@@ -98,14 +100,14 @@ class Study:
         self.arguments, self.device = arguments, usable_device(arguments.device)
         self.output = Path(arguments.output)
         self.output.mkdir(parents=True, exist_ok=True)
-        self._claim()
+        self._options = self._claimed()
         data = DetectionData(arguments.data, train_split=arguments.train_split, val_split=arguments.val_split)
         self.categories = data.categories
         self.proposer = proposer_named(arguments.proposer, arguments.proposals)
         self.train, self.val = (self._proposed(data.tables[split]) for split in ("train", "val"))
 
-    def _claim(self) -> None:
-        """Sees that what lies in the folder is of these options: other rows must not stand in one table."""
+    def _claimed(self) -> dict[str, Any]:
+        """The options, once it is seen that what lies in the folder is of the same: other rows must not stand in one table."""
         path = self.output / "options.json"
         mine = {name: value for name, value in vars(self.arguments).items() if name != "workers"}
         before = json.loads(path.read_text()) if path.exists() else mine
@@ -113,7 +115,7 @@ class Study:
             raise DataError(
                 f"{self.output} holds results of other options ({', '.join(changed)}): name another --output, or remove it"
             )
-        path.write_text(json.dumps(mine, indent=2))
+        return mine
 
     def _proposed(self, table: Table) -> Table:
         return propose(table, self.proposer, cache=self.output / "proposals", num_workers=self.arguments.workers)
@@ -148,8 +150,7 @@ class Study:
         """The model of a row, and what its training took; read from disk where it is there."""
         if name == TRUNCATED:
             model, _ = self._trained(FAST)
-            width = self.arguments.head_width
-            return truncate_head(model, (width // 4, width // 16)), None
+            return truncate_head(model, self.arguments.svd), None
         checkpoint, seconds = self.output / f"{name}.ckpt", self.output / f"{name}.seconds"
         if seconds.exists():
             return load(checkpoint, device=self.device), float(seconds.read_text())
@@ -158,6 +159,7 @@ class Study:
         started = time.perf_counter()
         model = self._fitted(name)
         took = time.perf_counter() - started
+        (self.output / "options.json").write_text(json.dumps(self._options, indent=2))
         save(model, checkpoint)
         seconds.write_text(f"{took:.1f}")
         return model, took
@@ -170,6 +172,7 @@ class Study:
             model = rcnn(**shared, **proposing, size=options.crop, context=context)
             self._fit(model, self.train, options.rcnn_epochs)
             features = self.output / "features"
+            shutil.rmtree(features, ignore_errors=True)  # of a run that was stopped: they are part of what is timed
             print(fit_region_machines(model, self.train, cache=features, num_workers=options.workers))
             return model
         if name == FAST:
@@ -313,7 +316,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--max-size", type=int, default=1000, help="long side of the pictures, at most (1000)")
     add("--crop", type=int, default=224, help="side of R-CNN's warped regions (224)")
     add("--anchors", type=float, nargs="+", default=[128, 256, 512], help="sides of Faster R-CNN's (128 256 512)")
-    add("--head-width", type=int, default=1024, help="of the fully connected layers (1024)")
+    add("--head-width", type=int, default=4096, help="of the fully connected layers (4096)")
+    add(
+        "--svd",
+        type=int,
+        nargs=2,
+        metavar=("FC6", "FC7"),
+        default=[1024, 256],
+        help="ranks of the truncated (1024 256)",
+    )
     add("--epochs", type=int, default=12, help="of Fast and Faster R-CNN (12)")
     add("--rcnn-epochs", type=int, default=12, help="of R-CNN's fine-tuning (12)")
     add("--rate", type=float, default=0.005, help="learning rate, of 2 pictures a step (0.005)")

@@ -155,6 +155,7 @@ def _about(model: Detector, path: str) -> str:
     return (
         f"{path}: {architecture['name']}({given})\n"
         f"pictures are brought to {size}\n{len(model.categories)} categories: {names}\n"
+        + ("" if model.proposer is None else "layers are shown for one proposal, the whole picture\n")
     )
 
 
@@ -174,7 +175,13 @@ def _detector_table(model: Detector, size: tuple[int, int]) -> LayerTable:
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(0, 256, (1, 3, *size), generator=generator, dtype=torch.uint8).to(device)
     sizes = torch.tensor([size], device=device)
-    return traced(model, lambda images: model.detect(images, sizes), image)
+    proposals = None if model.proposer is None else _whole(size).to(device)
+    return traced(model, lambda images: model.detect(images, sizes, proposals), image)
+
+
+def _whole(size: tuple[int, int]) -> Instances:
+    """One proposal, the whole picture."""
+    return Instances(torch.tensor([[[0.0, 0.0, size[1], size[0]]]]), torch.zeros(1, 1, dtype=torch.int64))
 
 
 def _show_activations(model: nn.Module, arguments: argparse.Namespace) -> None:

@@ -113,7 +113,7 @@ def by_model(path: str, arguments: argparse.Namespace) -> Way:
         started = time.perf_counter()
         found = network_proposals(model, table, batch_size=arguments.batch, num_workers=workers)
         seconds = (time.perf_counter() - started) / len(table)
-        return Answer(best(found.regions, arguments.limit), seconds, f"{seconds:.3f}")
+        return Answer(found.regions.best(arguments.limit), seconds, f"{seconds:.3f}")
 
     return ask
 
@@ -124,15 +124,7 @@ def from_file(path: str, arguments: argparse.Namespace) -> Way:
     if not where.exists():
         near = nearest(where.name, [each.name for each in where.parent.iterdir()] if where.parent.is_dir() else [])
         raise DataError(f"{path}: no such file{near}")
-    return lambda table: Answer(best(read_proposals(path, table).regions, arguments.limit), None, "read")
+    return lambda table: Answer(read_proposals(path, table).regions.best(arguments.limit), None, "read")
 
 
 WAYS = {"method": by_method, "model": by_model, "proposals": from_file}
-
-
-def best(regions: Regions, limit: int) -> Regions:
-    """The first `limit` proposals of each picture."""
-    counts = np.diff(regions.offsets)
-    keep = np.arange(len(regions.boxes)) - np.repeat(regions.offsets[:-1], counts) < limit
-    offsets = np.concatenate([[0], np.cumsum(counts.clip(max=limit))])
-    return Regions(regions.boxes[keep], regions.scores[keep], offsets)

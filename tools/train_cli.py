@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 import warnings
 from collections.abc import Callable
@@ -195,6 +196,11 @@ class TrainCLI(LightningCLI):
         if resume:
             return
         self._adopt_statistics()
+        for split in (
+            "train",
+            "val",
+        ):  # what is wrong with a file of proposals is to be known now, not after some epochs
+            self.datamodule.proposed(split)
         if self.trainer.is_global_zero:
             self.parser.save(self.config, self.folder.config, skip_none=False, overwrite=True)
 
@@ -233,8 +239,12 @@ class TrainCLI(LightningCLI):
         if not self.folder.best.exists():  # see `finish`
             return
         detector = load(self.folder.best, device=self.device)
-        print(fit_region_machines(detector, self._table("train"), **self._loading()))
+        loading = self._loading()
+        # Other runs have other weights and so other features, which may take many gigabytes: they go when they were used.
+        loading["cache"] = self.folder.path / "features"
+        print(fit_region_machines(detector, self._table("train"), **loading))
         self._save(detector)
+        shutil.rmtree(loading["cache"])
 
     def _given(self) -> Detector:
         """The model as it is without training, with what a checkpoint needs to know of the data."""

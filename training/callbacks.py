@@ -12,8 +12,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 
 class SaveOnInterrupt(Callback):
-    """Ctrl-C ends the run after the step it is in, saved so that resuming repeats an uninterrupted run exactly; after an
-    epoch's last step, once that has been validated and one more step taken.
+    """Ctrl-C ends the run after the step it is in, saved so that resuming repeats an uninterrupted run exactly; in an
+    epoch's last step, once the epoch has been validated.
 
     A second Ctrl-C ends it at once, unsaved. With several processes, whose steps cannot be held at one place by a signal,
     Lightning's own handling stays, and a run resumes from its last epoch.
@@ -41,8 +41,14 @@ class SaveOnInterrupt(Callback):
         )
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
-        # After an epoch's last step its validation still takes place: a run resumed from here would leave it out.
-        if self._asked and not trainer.is_last_batch:
+        if not trainer.is_last_batch:  # resumed from there, a run would leave out the epoch's validation
+            self._stop_if_asked(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._stop_if_asked(trainer)
+
+    def _stop_if_asked(self, trainer: Trainer) -> None:
+        if self._asked:
             trainer.save_checkpoint(self.path, weights_only=False)
             rank_zero_info(f"saved {self.path}")
             raise KeyboardInterrupt

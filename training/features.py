@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from ..datasets.detection import DetectionDataset, Loader, loader_for
-from ..datasets.mnist import file_of
+from ..datasets.propose import content_digest
 from ..datasets.table import Table
 from ..detectors.model import Detector
 
@@ -107,8 +108,8 @@ def table_features(
 ) -> Tensor:
     """The features of every picture, read from `folder` if they are there, else computed and put there.
 
-    Their file's name is a hash of all that they follow from: the weights below the cut, the pictures' paths, sizes and
-    dates, and how pictures are brought to size. So nothing stale is ever read.
+    Their file's name is a hash of all that they follow from: the weights below the cut, the pictures' content, and how
+    pictures are brought to size. So nothing stale is ever read.
 
     Args:
         cut: a model and a layer.
@@ -163,11 +164,10 @@ def _key(cut: Cut, dataset: DetectionDataset, loader: Loader) -> str:
 
 
 def hash_pictures(digest: hashlib._Hash, table: Table) -> None:
-    """Takes in the pictures' paths, sizes and dates."""
-    for path, size in zip(table.paths, table.sizes.tolist(), strict=True):
-        file, place = (file_of(path), path.rpartition("#")[2]) if path.startswith("mnist:") else (path, "")
-        changed = os.stat(file).st_mtime_ns if os.path.exists(file) else None  # built-in pictures have no file
-        digest.update(repr((os.path.abspath(file) if changed else path, place, size, changed)).encode())
+    """Takes in the pictures' content, not their names or dates: a copy may have the date of what it replaced."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        digest.update("".join(pool.map(content_digest, table.paths)).encode())
+    digest.update(table.sizes.tobytes())
 
 
 def hash_tensors(digest: hashlib._Hash, named: Iterable[tuple[str, Tensor]]) -> None:

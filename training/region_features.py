@@ -24,6 +24,7 @@ from ..datasets.detection import DetectionDataset, loader_for
 from ..datasets.structures import Batch
 from ..datasets.table import DataError, Table
 from ..detectors.fast_rcnn import FastRCNN
+from ..detectors.inference import evaluating
 from .features import hash_pictures, hash_tensors
 
 FORMAT = 1  # raised when the same settings no longer give the same numbers
@@ -43,7 +44,7 @@ def region_features(
     """The vectors that go into the last layers of `model`, of every proposal; read from `folder` where they are there.
 
     The file's name is a hash of all that they follow from: the weights below the last layers, the network's form and the
-    warp's settings, the pictures' paths, sizes and dates, how they are brought to size, the proposals, and the kind of
+    warp's settings, the pictures' content, how they are brought to size, the proposals, and the kind of
     device, for on GPUs networks run in bfloat16 here as in detection. So nothing stale is ever read.
 
     Args:
@@ -95,13 +96,11 @@ class _Partial:
         """Computes what is missing, then gives the file its name."""
         missing = np.flatnonzero(~self.done & (np.diff(self.offsets) > 0))
         rows = {int(self.table.image_ids[row]): int(row) for row in missing}
-        training = model.training
-        model.eval()
         if len(missing):
             loader = _loader(model, self.table, missing, batch_size, num_workers)
-            for batch in tqdm(loader, "features", unit="batch", disable=None if progress else True, leave=False):
-                self._put(model, batch, [rows[info.id] for info in batch.infos])
-        model.train(training)
+            with evaluating(model):
+                for batch in tqdm(loader, "features", unit="batch", disable=None if progress else True, leave=False):
+                    self._put(model, batch, [rows[info.id] for info in batch.infos])
         self.features.flush()
         if self.partial.exists():  # another process may have been faster
             self.partial.replace(self.path)

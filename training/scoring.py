@@ -67,6 +67,8 @@ def score(
         table = replace(table, regions=None)  # a model that proposes itself takes none
     elif table.regions is None:
         table = propose(table, model.proposer, cache=proposal_cache, num_workers=num_workers, progress=progress)
+    else:
+        table = replace(table, regions=table.regions.best(model.proposer.limit))
     loader = loader_for(DetectionDataset(table, resize=model.resize), batch_size, num_workers=num_workers)
     started = time.perf_counter()
     collector = detect_all(model, loader, progress=progress)

@@ -6,7 +6,16 @@ import pytest
 import torch
 
 from sightline.datasets.structures import Instances
-from sightline.detectors import autoencoder, classifier, faster_rcnn, faster_rcnn_c5, localization, overfeat
+from sightline.detectors import (
+    autoencoder,
+    classifier,
+    fast_rcnn,
+    faster_rcnn,
+    faster_rcnn_c5,
+    localization,
+    overfeat,
+    rcnn,
+)
 from sightline.detectors.roi_transformer import RoITransformer, upright_to_rotated
 
 pytestmark = [
@@ -19,6 +28,14 @@ MODELS = {
     "one map": lambda: faster_rcnn_c5("resnet18", 3, norm="batch", proposals=200, head_width=256),
 }
 
+# Which look where they are told to.
+TOLD = {
+    "regions on one map": lambda: fast_rcnn("resnet18", 3, norm="batch", head_width=256),
+    "regions on a pyramid": lambda: fast_rcnn("resnet18_fpn", 3, norm="batch"),
+    "regions of the picture": lambda: rcnn("resnet18", 3, norm="batch", size=64, context=4, samples=16),
+    "proposals in place of its own": MODELS["pyramid"],
+}
+
 # Whose answers are no regions.
 OTHERS = {
     "classifier": lambda: classifier("resnet18", 3),
@@ -27,7 +44,7 @@ OTHERS = {
     "autoencoder": lambda: autoencoder("resnet18"),
     "tied autoencoder": lambda: autoencoder("vgg11", tied=True),
 }
-EVERY = MODELS | OTHERS
+EVERY = MODELS | TOLD | OTHERS
 
 
 def batch():
@@ -36,6 +53,16 @@ def batch():
     boxes = torch.tensor([[[20.0, 30, 120, 200], [100, 10, 300, 90], [0, 0, 0, 0]]] * 2)
     labels = torch.tensor([[0, 2, -1], [1, -1, -1]])
     return images.cuda(), sizes.cuda(), Instances(boxes, labels).to("cuda")
+
+
+def proposals(name):
+    """Given to those that want them: as many as inputs of `forward` after the sizes."""
+    if name not in TOLD:
+        return ()
+    corners = torch.rand(2, 200, 4) * torch.tensor([200.0, 150, 100, 50])
+    boxes = torch.cat([corners[..., :2], corners[..., :2] + corners[..., 2:] + 8], dim=-1)
+    labels = torch.where(torch.arange(200) < 150, 0, -1).expand(2, -1)
+    return (Instances(boxes, labels).to("cuda"),)
 
 
 @pytest.fixture
@@ -49,10 +76,11 @@ def no_waiting():
 def test_a_step_does_not_wait(name, no_waiting):
     model = EVERY[name]().cuda()
     images, sizes, targets = batch()
+    given = proposals(name)
 
     def step():
         with torch.autocast("cuda", torch.bfloat16):
-            losses = model.losses(model(images, sizes), targets)
+            losses = model.losses(model(images, sizes, *given), targets)
         torch.stack(list(losses.values())).sum().backward()
         return losses
 
@@ -68,10 +96,11 @@ def test_a_step_does_not_wait(name, no_waiting):
 def test_detection_does_not_wait(name, no_waiting):
     model = EVERY[name]().cuda().eval()
     images, sizes, _ = batch()
+    given = proposals(name)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
-        model.detect(images, sizes)
+        model.detect(images, sizes, *given)
         no_waiting()
-        found = model.detect(images, sizes)
+        found = model.detect(images, sizes, *given)
     torch.cuda.set_sync_debug_mode("default")
     assert found.boxes.shape == (2, found.labels.shape[1], 4)
     assert name in OTHERS or found.labels.shape[1] == 100

@@ -15,7 +15,22 @@ from sightline.tools.main import main as sightline
 
 TINY = [
     *("--backbone", "resnet10_narrow", "--proposer", "sliding_window", "--proposals", "30", "--size", "64"),
-    *("--max-size", "64", "--crop", "32", "--head-width", "32", "--anchors", "16", "32", "--epochs", "1"),
+    *(
+        "--max-size",
+        "64",
+        "--crop",
+        "32",
+        "--head-width",
+        "32",
+        "--svd",
+        "8",
+        "4",
+        "--anchors",
+        "16",
+        "32",
+        "--epochs",
+        "1",
+    ),
     *("--rcnn-epochs", "1", "--workers", "0", "--device", "cpu"),
 ]
 
@@ -77,6 +92,7 @@ def test_the_table():
 def test_mistakes(pictures, tmp_path, capsys, options, message):
     assert sightline(["benchmark", "lineage", "--data", str(pictures), *TINY, *options, "--output", str(tmp_path)]) == 2
     assert message in capsys.readouterr().err
+    assert not (tmp_path / "options.json").exists()  # the same folder is free for what was meant
 
 
 def test_help(capsys):

@@ -18,7 +18,6 @@ from sightline.detectors.proposers import proposer_named
 from sightline.detectors.sliding_window import SlidingWindow
 from sightline.evaluation.recall import cover
 from sightline.tools.main import main
-from sightline.tools.propose_ways import best
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +163,7 @@ def test_written_boxes_are_the_best(data, run, tmp_path):
     assert np.diff(few.offsets).tolist() == [15, 15, 15]
     for picture in range(3):
         np.testing.assert_array_equal(few[picture].boxes, everything[picture].boxes[:15])
-    same = best(few, 15)
+    same = few.best(15)
     np.testing.assert_array_equal(same.boxes, few.boxes)
     np.testing.assert_array_equal(same.offsets, few.offsets)
 
