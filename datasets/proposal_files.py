@@ -132,9 +132,9 @@ def _require_each_once(path: Path, rows: np.ndarray, listings: Sequence[Listing]
     if not len(known) and len(table):
         theirs = [repr(picture) for listing in listings for picture in listing.pictures[:1]]
         raise DataError(
-            f"{path}: none of its {len(rows)} pictures is one of this data set's {len(table)}; there they are called "
-            f"{', '.join(theirs) or 'nothing'}, here {table.paths[0]} (id {table.image_ids[0]}): a name must be the end of "
-            "a path"
+            f"{path}: none of its {len(rows)} pictures is one of this split's {len(table)}; there they are called "
+            f"{', '.join(theirs) or 'nothing'}, here {table.paths[0]} (id {table.image_ids[0]}): is it another split's? A name "
+            "must be the end of a path"
         )
 
 

@@ -72,7 +72,7 @@ def split_by_hash(table: Table, fraction: float, seed: int) -> dict[str, Table]:
     held = held_out([basename(path) for path in table.paths], fraction, seed)
     train, val = table.select(np.flatnonzero(~held)), table.select(np.flatnonzero(held))
     train.problems.warn(
-        f'no "val" split (held out {held.sum()} of {len(held)} pictures by hash of the name)', table.paths[0]
+        f'no "val" split (held out {held.sum()} of {len(held)} pictures by hash of the name)', val.paths[0]
     )
     val.problems = Problems()
     return {"train": train, "val": val}

@@ -109,6 +109,10 @@ class RegionHead(RoIHead):
         return logits[..., 1:].sigmoid() if self.machines else super().scores(logits)
 
 
+class RCNN(FastRCNN):
+    """The pieces of R-CNN put together by `rcnn`: a `RegionNetwork` below a `RegionHead`."""
+
+
 def rcnn(
     backbone: str = "alexnet",
     num_classes: int = 20,
@@ -124,7 +128,7 @@ def rcnn(
     samples: int = 64,
     detections: int = 100,
     machines: bool = False,
-) -> FastRCNN:
+) -> RCNN:
     """R-CNN on AlexNet, as in its paper, or on any network.
 
     Args:
@@ -154,7 +158,7 @@ def rcnn(
         samples=samples,
         detections=detections,
     )
-    model = FastRCNN(network, roi_heads, proposer_named(proposer, proposals))
+    model = RCNN(network, roi_heads, proposer_named(proposer, proposals))
     return finish(model, architecture, weights, allow_missing=("roi_heads.box_predictor.",))
 
 

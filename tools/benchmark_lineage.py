@@ -99,6 +99,7 @@ class Study:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.device = arguments, usable_device(arguments.device)
         self.output = Path(arguments.output)
+        _check_ranks(arguments)
         self.output.mkdir(parents=True, exist_ok=True)
         self._options = self._claimed()
         data = DetectionData(arguments.data, train_split=arguments.train_split, val_split=arguments.val_split)
@@ -214,6 +215,14 @@ class Study:
         """All that is in the table, and how it came about, as lineage.json."""
         content = {"about": about(self), "rows": [asdict(row) for row in rows]}
         (self.output / "lineage.json").write_text(json.dumps(content, indent=2))
+
+
+def _check_ranks(options: argparse.Namespace) -> None:
+    if not all(1 <= rank <= options.head_width for rank in options.svd):
+        raise DataError(
+            f"--svd {' '.join(map(str, options.svd))}: ranks of layers of {options.head_width} units (--head-width) are from 1 "
+            f"to {options.head_width}"
+        )
 
 
 def _sgd(parameters: Iterable, rate: float) -> torch.optim.Optimizer:

@@ -160,7 +160,7 @@ def _about(model: Detector, path: str) -> str:
 
 
 def _show_layers(model: nn.Module, arguments: argparse.Namespace) -> None:
-    height, width = _size(arguments, _own_size(model))
+    height, width = _size(arguments, _own_size(model, arguments.what))
     if isinstance(model, Detector):
         if arguments.what not in DETECTORS:
             print(_about(model, arguments.what))
@@ -185,7 +185,7 @@ def _whole(size: tuple[int, int]) -> Instances:
 
 
 def _show_activations(model: nn.Module, arguments: argparse.Namespace) -> None:
-    images = _pictures(arguments.data or "shapes", _size(arguments, _own_size(model)))
+    images = _pictures(arguments.data or "shapes", _size(arguments, _own_size(model, arguments.what)))
     start = (
         "its own weights" if isinstance(model, Detector) and not arguments.init else arguments.init or "its own start"
     )
@@ -264,11 +264,13 @@ def _show_data(path: str, arguments: argparse.Namespace) -> None:
         print(f"{split}: {store_statistics(tables[split], arguments.statistics, _size(arguments, (32, 32)))}")
 
 
-def _own_size(model: nn.Module) -> tuple[int, int]:
-    """(height, width) that a model takes alone, as a trained classifier does; else the usual 224 pixels."""
-    if isinstance(model, Detector) and len(model.resize) == 3 and model.resize[2]:
+def _own_size(model: nn.Module, what: str) -> tuple[int, int]:
+    """(height, width) that a model takes alone, or a square of a trained detector's shorter side; else the usual 224 pixels."""
+    if not isinstance(model, Detector):
+        return getattr(model, "size", (224, 224))
+    if len(model.resize) == 3 and model.resize[2]:
         return model.resize[0], model.resize[1]
-    return getattr(model, "size", (224, 224))
+    return (224, 224) if what in DETECTORS else (model.resize[0], model.resize[0])
 
 
 def _size(arguments: argparse.Namespace, usual: tuple[int, int]) -> tuple[int, int]:

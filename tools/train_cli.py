@@ -292,6 +292,10 @@ class TrainCLI(LightningCLI):
             model, table, batch_size=data.batch_size, num_workers=data.num_workers, max_dets=self.model.max_dets
         )
         details = {"data": data.path, "checkpoint": str(folder.best), "training": f"{seconds:.0f} s"}
+        if self.options.machines:
+            details["last layers"] = (
+                "support vector machines and ridge regressors; the curves are of the network before"
+            )
         folder.finish(scored, table, details, {"train_seconds": round(seconds, 1)})
         print(f"\n{scored.result.table()}\n\ntrained in {seconds:.0f} s; see {folder.path / 'report.html'}")
 

@@ -81,8 +81,8 @@ def check(options: RunOptions, model: Detector, arguments: Namespace) -> None:
     _check_start(options, arguments)
     if options.machines and not isinstance(getattr(model, "roi_heads", None), RegionHead):
         raise DataError(
-            f"--run.machines is for an R-CNN, which looks at one region at a time (sightline train rcnn --run.machines true); "
-            f"{type(model).__name__} of this recipe is none: leave it out"
+            "--run.machines is for R-CNN, which looks at one region at a time (sightline train rcnn); this recipe's model is "
+            f"{type(model).__name__}: leave it out"
         )
 
 

@@ -102,6 +102,7 @@ def test_one_split_is_divided_by_hash(real_data):
     again, other = read_splits(real_data("raccoon")), read_splits(real_data("raccoon"), seed=1)
     assert again["val"].paths == tables["val"].paths != other["val"].paths
     assert any("held out" in kind for kind in tables["train"].problems.warned)
+    assert tables["val"].paths[0] in tables["train"].problems.summary()
 
 
 def test_hash_split_is_stable_when_pictures_are_added():
