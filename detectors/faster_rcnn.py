@@ -228,6 +228,7 @@ def faster_rcnn_c5(
     trainable_stages: int | None = None,
     anchor_sizes: Sequence[float] = (128, 256, 512),
     proposals: int = 300,
+    samples: int = 128,
     detections: int = 100,
     head_width: int = 4096,
     truncated: Sequence[int] | None = None,
@@ -235,14 +236,16 @@ def faster_rcnn_c5(
     """Faster R-CNN as in its paper: RoI max pooling and two wide layers on the last map of VGG-16, or of any backbone.
 
     Anchors of `anchor_sizes` by three ratios, nine a cell. fc6 and fc7 start from `backbone_weights` too, where the network's
-    classifier has such layers, see `wide_head`. Other arguments as for `faster_rcnn`.
+    classifier has such layers, see `wide_head`. `samples` are the paper's for a picture; its head is Fast R-CNN's, box loss
+    included. Other arguments as for `faster_rcnn`.
     """
     architecture = {"name": "faster_rcnn_c5", "arguments": dict(locals())}
     single = LastMap(build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages))
     rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
     head = wide_head(backbone, single.channels[0], head_width, weights=backbone_weights, ranks=truncated)
     pool = RoIPool(single.strides, output_size=head.bins)
-    roi_heads = RoIHead(pool, head, gaussian_predictor(head_width, num_classes), detections=detections)
+    predictor = gaussian_predictor(head_width, num_classes)
+    roi_heads = RoIHead(pool, head, predictor, samples=samples, detections=detections, box_beta=1.0)
     return _finished(single, rpn, roi_heads, architecture, weights)
 
 

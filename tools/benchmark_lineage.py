@@ -175,13 +175,15 @@ class Study:
             features = self.output / "features"
             shutil.rmtree(features, ignore_errors=True)  # of a run that was stopped: they are part of what is timed
             print(fit_region_machines(model, self.train, cache=features, num_workers=options.workers))
+            shutil.rmtree(features)
             return model
         if name == FAST:
             model = fast_rcnn(
                 **shared, proposals=options.proposals, proposer=options.proposer, head_width=options.head_width
             )
             return self._fit(model, self.train, options.epochs)
-        model = faster_rcnn_c5(**shared, anchor_sizes=options.anchors, head_width=options.head_width)
+        sampled = {"samples": 64}  # regions a picture, as many as of the others
+        model = faster_rcnn_c5(**shared, **sampled, anchor_sizes=options.anchors, head_width=options.head_width)
         return self._fit(model, replace(self.train, regions=None), options.epochs)
 
     def _shared_arguments(self) -> dict:
