@@ -4,6 +4,8 @@ import os
 from pathlib import Path
 
 import pytest
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # as the commands do, before torch is imported: see tools/main.py
 import torch
 
 ROOT = Path(__file__).parent.parent

@@ -346,6 +346,7 @@ class Slow(Proposer):
         return Boxes(np.array([[0, 0, image[0, 0, 0] + 1, 9]], np.float32), np.ones(1, np.float32))
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
     multiprocessing.set_start_method(sys.argv[1])
     try:
         table = propose(shapes_table("train", int(sys.argv[3]), 32), Slow(), cache=sys.argv[2], num_workers=int(sys.argv[4]))

@@ -132,12 +132,12 @@ def test_fits_machines_after_training(tmp_path, capsys, forget):
     assert not model.roi_heads.box_predictor.cls_score.weight[0].any()
     results = json.loads((folder / "results.json").read_text())
     assert {"AP", "train_seconds"} <= results.keys()
-    assert len(list((tmp_path / "runs/regions/features").iterdir())) == 1
+    assert not (folder / "features").exists()  # they may be large, and no other run has these weights
 
     forget()
     assert train("--resume", "runs/regions/1") == 0  # as after a stop while they were fitted
     assert json.loads((folder / "results.json").read_text())["AP"] == results["AP"]
-    assert len(list((tmp_path / "runs/regions/features").iterdir())) == 1
+    assert not (folder / "features").exists()  # they may be large, and no other run has these weights
 
 
 def test_fits_machines_to_given_weights(tmp_path, forget):
@@ -236,7 +236,7 @@ MISTAKES = {
     "resume": (["--resume", "runs/nothing"], "no run folder"),
     "two in place of training": (["--run.overfit", "true", "--run.find_rate", "true"], "ask for one of them"),
     "linear model of a detector": ([*QUICK, "--run.linear", "svm"], "last layer of a classifier; FasterRCNN is none"),
-    "machines of a detector": ([*QUICK, "--run.machines", "true"], "for an R-CNN, which looks at one region at a time"),
+    "machines of a detector": ([*QUICK, "--run.machines", "true"], "for R-CNN, which looks at one region at a time"),
     "machines in place of training": (["--run.machines", "true", "--run.overfit", "true"], "comes after training"),
     "search without a number": (["--search.sampler", "tpe"], "--search 12"),
     "search of no number": (["--search", "many"], "--search needs a whole number"),

@@ -123,7 +123,7 @@ MISTAKES = {
         "--run.find_rate does not go with --alternating",
     ),
     "thawing": (["shapes", *QUICK, "--run.unfreeze", "plateau"], "--run.unfreeze does not go with --alternating"),
-    "machines": (["shapes", *QUICK, "--run.machines", "true"], "--run.machines is for an R-CNN"),
+    "machines": (["shapes", *QUICK, "--run.machines", "true"], "--run.machines is for R-CNN"),
     "other proposals": (["shapes", *QUICK, "--data.proposals", "x.npz"], "leave out --data.proposals"),
     "search": (["shapes", "--search", "2"], "leave out --alternating"),
     "option": (["shapes", "--trainer.max_epoch", "1"], "did you mean --trainer.max_epochs"),
