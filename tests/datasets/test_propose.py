@@ -330,7 +330,7 @@ def test_a_table_of_no_pictures(tmp_path, calls):
 
 
 SCRIPT = """
-import multiprocessing, sys, time
+import multiprocessing, signal, sys, time
 from dataclasses import dataclass
 import numpy as np
 from sightline.datasets.proposals import Boxes, Proposer
