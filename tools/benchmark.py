@@ -33,6 +33,7 @@ from sightline.detectors.inference import usable_device
 from sightline.tools.benchmark_models import build, has_weights
 from sightline.tools.benchmark_speed import REST, STAGES, Row, memory_kind, time_models
 from sightline.tools.main import run
+from sightline.tools.number_options import positive
 from sightline.training import score
 
 
@@ -132,22 +133,16 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    add, whole = parser.add_argument, _positive
+    add = parser.add_argument
     add("models", metavar="MODEL", nargs="+", help="a checkpoint, NAME[@WEIGHTS] or torchvision:NAME[@WEIGHTS]")
     add("--data", metavar="PATH", help="a data set, or shapes: to score on, and to take pictures from")
     add("--split", default="val", help="of that data set (val)")
-    add("--size", type=whole, nargs=2, metavar=("H", "W"), default=[800, 1216], help="of timed pictures (800 1216)")
-    add("--batch", type=whole, nargs="+", default=[1], metavar="B", help="pictures at a time (1)")
-    add("--repeats", type=whole, default=10, metavar="N", help="timed rounds (10)")
+    add("--size", type=positive, nargs=2, metavar=("H", "W"), default=[800, 1216], help="of timed pictures (800 1216)")
+    add("--batch", type=positive, nargs="+", default=[1], metavar="B", help="pictures at a time (1)")
+    add("--repeats", type=positive, default=10, metavar="N", help="timed rounds (10)")
     add("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
     add("--json", metavar="FILE", help="write the table here too, with every round's time")
     return parser.parse_args(argv)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":

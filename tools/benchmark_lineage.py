@@ -41,6 +41,7 @@ from sightline.detectors.proposers import proposer_named
 from sightline.detectors.truncated_svd import truncate_head
 from sightline.evaluation import DetectionCollector
 from sightline.tools.benchmark import machine
+from sightline.tools.number_options import positive, whole
 from sightline.training import DetectionTraining, StepDecay
 from sightline.training.region_machines import fit_region_machines
 from sightline.training.scoring import judge
@@ -320,27 +321,27 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--val-split", metavar="NAME", help="what it calls the part to test on")
     add("--backbone", default="mobilenet_v2", help="with a classifier of the same name (mobilenet_v2)")
     add("--backbone-weights", metavar="FILE", help="a path, or imagenet")
-    add("--trainable-stages", type=int, metavar="N", help="of the backbone, from the last; all by default")
+    add("--trainable-stages", type=whole, metavar="N", help="of the backbone, from the last; all by default")
     add("--proposer", default="selective_search", help="selective_search, selective_search_quality, sliding_window")
-    add("--proposals", type=int, default=2000, metavar="K", help="a picture, at most (2000)")
-    add("--size", type=int, default=600, help="short side of the pictures (600)")
-    add("--max-size", type=int, default=1000, help="long side of the pictures, at most (1000)")
-    add("--crop", type=int, default=224, help="side of R-CNN's warped regions (224)")
+    add("--proposals", type=positive, default=2000, metavar="K", help="a picture, at most (2000)")
+    add("--size", type=positive, default=600, help="short side of the pictures (600)")
+    add("--max-size", type=positive, default=1000, help="long side of the pictures, at most (1000)")
+    add("--crop", type=positive, default=224, help="side of R-CNN's warped regions (224)")
     add("--anchors", type=float, nargs="+", default=[128, 256, 512], help="sides of Faster R-CNN's (128 256 512)")
-    add("--head-width", type=int, default=4096, help="of the fully connected layers (4096)")
+    add("--head-width", type=positive, default=4096, help="of the fully connected layers (4096)")
     add(
         "--svd",
-        type=int,
+        type=positive,
         nargs=2,
         metavar=("FC6", "FC7"),
         default=[1024, 256],
         help="ranks of the truncated (1024 256)",
     )
-    add("--epochs", type=int, default=12, help="of Fast and Faster R-CNN (12)")
-    add("--rcnn-epochs", type=int, default=12, help="of R-CNN's fine-tuning (12)")
+    add("--epochs", type=positive, default=12, help="of Fast and Faster R-CNN (12)")
+    add("--rcnn-epochs", type=positive, default=12, help="of R-CNN's fine-tuning (12)")
     add("--rate", type=float, default=0.005, help="learning rate, of 2 pictures a step (0.005)")
-    add("--seed", type=int, default=0)
-    add("--workers", type=int, default=default_workers(), help="processes that load pictures")
+    add("--seed", type=whole, default=0)
+    add("--workers", type=whole, default=default_workers(), help="processes that load pictures")
     add("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
     add("--output", metavar="FOLDER", default="runs/lineage", help="models and results (runs/lineage)")
     return parser.parse_args(argv)

@@ -33,6 +33,7 @@ from sightline.evaluation import (
 )
 from sightline.tools.checkpoints import add_options, load_model
 from sightline.tools.main import run
+from sightline.tools.number_options import positive
 from sightline.training import Crops, Scored, score, score_crops
 
 
@@ -67,13 +68,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a best.ckpt of `sightline train`")
     parser.add_argument("--data", default="shapes", metavar="PATH", help="data set in any known form (shapes)")
     parser.add_argument("--split", default="val", help="train, val, test, or the data set's own name for a part (val)")
-    parser.add_argument("--largest", type=_positive, metavar="N", help="keep the N largest objects of a picture alone")
+    parser.add_argument("--largest", type=positive, metavar="N", help="keep the N largest objects of a picture alone")
     add_options(parser)
     parser.add_argument("--crops", type=int, choices=[1, 10], help="classifiers: the mean over crops at each scale")
     parser.add_argument(
-        "--scales", type=_positive, nargs="+", metavar="N", help="of --crops: short sides in pixels (8/7 of a crop's)"
+        "--scales", type=positive, nargs="+", metavar="N", help="of --crops: short sides in pixels (8/7 of a crop's)"
     )
-    parser.add_argument("--crop", type=_positive, metavar="N", help="of --crops: a crop's side (the model's, or 224)")
+    parser.add_argument("--crop", type=positive, metavar="N", help="of --crops: a crop's side (the model's, or 224)")
     parser.add_argument("--proposals", metavar="FILE", help="boxes made elsewhere, for models that do not propose")
     parser.add_argument("--proposal-cache", metavar="FOLDER", help="where the model's proposer keeps its boxes")
     parser.add_argument("--predictions", metavar="FILE", help="COCO results json to score instead of a checkpoint")
@@ -89,12 +90,6 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
     return parser
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
 
 
 def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Table]:

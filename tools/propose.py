@@ -27,6 +27,7 @@ from sightline.detectors.proposers import PROPOSERS
 from sightline.evaluation.recall import Coverage, cover
 from sightline.evaluation.recall_plot import plot_recall
 from sightline.tools.main import run
+from sightline.tools.number_options import positive, whole
 from sightline.tools.propose_ways import WAYS, Answer
 
 COUNTS = (100, 300, 1000, 2000)  # at which recall is told, as far as the limit goes
@@ -158,27 +159,15 @@ def _parser() -> argparse.ArgumentParser:
     source("method", "NAME", f"propose by {', '.join(PROPOSERS)} (selective_search)")
     source("model", "CHECKPOINT", "propose by a trained Faster R-CNN")
     source("proposals", "FILE", "take those of a .npz, COCO results json or selective search's .mat")
-    add("--limit", type=_positive, default=2000, metavar="N", help="boxes a picture, at most (2000)")
+    add("--limit", type=positive, default=2000, metavar="N", help="boxes a picture, at most (2000)")
     add("--cache", metavar="FOLDER", help="where methods keep their boxes (.sightline/proposals beside the pictures)")
     add("--output", metavar="FILE", help="write the boxes as .npz, to be read by --proposals and by trainings")
     add("--recall", metavar="FILE", help="draw recall against the number of boxes and the IoU, as .png or .jpg")
     add("--json", metavar="FILE", help="write the numbers here, each category's too")
-    add("--workers", type=_whole, metavar="N", help="processes; 0 works in this one (one a core; of models fewer)")
-    add("--batch", type=_positive, default=8, metavar="N", help="of --model: pictures at a time (8)")
+    add("--workers", type=whole, metavar="N", help="processes; 0 works in this one (one a core; of models fewer)")
+    add("--batch", type=positive, default=8, metavar="N", help="of --model: pictures at a time (8)")
     add("--device", help="of --model: cpu, cuda, cuda:1, mps; by default the best there is")
     return parser
-
-
-def _whole(text: str) -> int:
-    if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0, got {text!r}")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 1, got {text!r}")
-    return int(text)
 
 
 if __name__ == "__main__":
