@@ -9,14 +9,16 @@ from torch import Tensor, nn
 
 
 class Normalize(nn.Module):
-    """(images / 255 - mean) / std on the device, zero in the padding (as torchvision's detectors pad after normalising).
+    """(images / 255 - mean) / std on the device, and one value in the padding.
 
     Args:
         mean, std: three numbers each, of RGB in [0, 1].
+        padding: of all three channels, after the normalisation. Zero is torchvision's detectors' way.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], padding: float = 0.0) -> None:
         super().__init__()
+        self.padding = padding
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1))
 
@@ -36,6 +38,7 @@ class Normalize(nn.Module):
         height, width = images.shape[-2:]
         rows = torch.arange(height, device=images.device) < sizes[:, 0, None]
         columns = torch.arange(width, device=images.device) < sizes[:, 1, None]
-        inside = (rows[:, None, :, None] & columns[:, None, None, :]).to(self.mean.dtype)
-        normalized = (images.to(self.mean.dtype) / 255 - self.mean) / self.std * inside
+        inside = rows[:, None, :, None] & columns[:, None, None, :]
+        normalized = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
+        normalized = torch.where(inside, normalized, self.padding)
         return normalized.contiguous(memory_format=torch.channels_last)

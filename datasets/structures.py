@@ -28,6 +28,7 @@ class Instances:
         crowd: (..., N) bool, true where a box stands for a group (COCO's iscrowd); such boxes are neither learnt nor
             missed. None means no crowds.
         landmarks: (..., N, P, 2) float32, (x, y) in pixels, NaN where a point is not known; None where there are none.
+        ids: (..., N) int64, which objects are the same one in several frames of a video; None where nobody tracks.
 
     Raises:
         ValueError: a field's shape does not go with that of `boxes`.
@@ -39,6 +40,7 @@ class Instances:
     masks: Tensor | None = None
     crowd: Tensor | None = None
     landmarks: Tensor | None = None
+    ids: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.boxes, Tensor):  # pytree rebuilds us around placeholders while exporting
@@ -52,6 +54,7 @@ class Instances:
             ("masks", ("M", "M")),
             ("crowd", ()),
             ("landmarks", ("P", 2)),
+            ("ids", ()),
         ):
             value = getattr(self, name)
             if isinstance(value, Tensor) and not _fits(value, leading, own):
@@ -142,7 +145,7 @@ class Instances:
             return batch
 
         boxes, labels = pad("boxes", 0), pad("labels", -1)
-        rest = (pad("scores", 0), pad("masks", 0), pad("crowd", False), pad("landmarks", torch.nan))
+        rest = (pad("scores", 0), pad("masks", 0), pad("crowd", False), pad("landmarks", torch.nan), pad("ids", -1))
         return Instances(boxes, labels, *rest)
 
 

@@ -31,10 +31,26 @@ def nms(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tensor | Non
     Returns:
         (G, K) bool.
     """
+    return _nms(boxes.detach(), valid, iou_threshold, labels)
+
+
+# One operator to torch.compile and torch.export, which cannot look into the plain version: how often it repeats depends on
+# the boxes.
+@torch.library.custom_op(
+    "sightline::nms",
+    mutates_args=(),
+    schema="(Tensor boxes, Tensor valid, float iou_threshold, Tensor? labels) -> Tensor",
+)
+def _nms(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tensor | None) -> Tensor:
     if boxes.is_cuda and (kernel := _kernel()) is not None:
         with torch.cuda.device(boxes.device):  # Triton launches on the current GPU, whichever the boxes lie on
             return kernel(boxes, valid, iou_threshold, labels)
     return nms_plain(boxes, valid, iou_threshold, labels)
+
+
+@_nms.register_fake
+def _(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tensor | None) -> Tensor:
+    return torch.empty_like(valid)
 
 
 @functools.cache

@@ -14,9 +14,6 @@ def nms_triton(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tenso
     kept = torch.empty_like(valid, dtype=torch.int32)
     labels = torch.zeros_like(valid, dtype=torch.int32) if labels is None else labels.to(torch.int32)
     block = triton.next_power_of_2(number)
-    # Fused multiply-adds round once where PyTorch rounds twice: a box on the threshold would fall on the other side.
-    # torch.compile does not know the option.
-    unfused = {} if torch.compiler.is_compiling() else {"enable_fp_fusion": False}
     _walk[(groups,)](
         boxes.float().contiguous(),
         valid.to(torch.int32).contiguous(),
@@ -26,7 +23,8 @@ def nms_triton(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tenso
         number,
         BLOCK=block,
         num_warps=min(16, max(1, block // 128)),
-        **unfused,
+        # Fused multiply-adds round once where PyTorch rounds twice: a box on the threshold would fall on the other side.
+        enable_fp_fusion=False,
     )
     return kept.bool()
 

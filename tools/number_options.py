@@ -1,4 +1,4 @@
-"""Numbers on the command line: what `argparse` takes as the `type` of an option. (A module `numbers` is the standard library's.)"""
+"""Numbers on the command line, as `argparse` types. (A module `numbers` is the standard library's.)"""
 
 from __future__ import annotations
 

@@ -206,3 +206,21 @@ def test_on_a_gpu_without_waiting(name):
 
 if __name__ == "__main__":
     interpret()
+
+
+def test_one_operator_to_compilers():
+    """The plain version's loop depends on the boxes; exported and compiled graphs hold one operator instead."""
+    boxes = torch.rand(2, 40, 4) * 30
+    boxes[..., 2:] += boxes[..., :2]
+    valid, labels = torch.rand(2, 40) > 0.1, torch.randint(2, (2, 40))
+
+    class Kept(torch.nn.Module):
+        def forward(self, boxes, valid, labels):
+            return nms(boxes, valid, 0.5, labels) | ~valid
+
+    wanted = Kept()(boxes, valid, labels)
+    exported = torch.export.export(Kept(), (boxes, valid, labels)).module()
+    compiled = torch.compile(Kept(), fullgraph=True, backend="eager")
+    assert torch.equal(exported(boxes, valid, labels), wanted)
+    assert torch.equal(compiled(boxes, valid, labels), wanted)
+    torch.library.opcheck(torch.ops.sightline.nms.default, (boxes, valid, 0.5, labels))
