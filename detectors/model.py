@@ -33,6 +33,8 @@ class Detector(nn.Module):
         resize: what pictures are brought to before they reach the model: (shorter side, longer side at most), or
             (height, width, True) for exactly that size.
         proposer: says where to look, picture by picture, for models that do not propose themselves; most have none.
+        refining: whether training is in its last epochs, without strong augmentation; the trainer sets it, and some losses
+            have more terms then.
         architecture: the builder's name and arguments, from which `load` makes the model anew.
     """
 
@@ -44,6 +46,7 @@ class Detector(nn.Module):
         self.categories = [f"class {i}" for i in range(num_classes)]
         self.resize: tuple[int, int] | tuple[int, int, bool] = (800, 1333)
         self.proposer: Proposer | None = None
+        self.refining = False
         self.architecture: dict[str, Any] | None = None
 
     def forward(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Any:

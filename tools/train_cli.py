@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, EMAWeightAveraging, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -24,6 +24,7 @@ from sightline.tools.train_options import Parser, RunOptions, check
 from sightline.training import (
     MONITORS,
     DetectionTraining,
+    MovingAverage,
     PlateauUnfreezing,
     SaveOnInterrupt,
     StagedUnfreezing,
@@ -139,7 +140,7 @@ class TrainCLI(LightningCLI):
         )
         callbacks: list[Callback] = [best, SaveOnInterrupt(folder.last), LearningRateMonitor("epoch")]
         if options.ema is not None:
-            callbacks.append(EMAWeightAveraging(decay=options.ema))
+            callbacks.append(MovingAverage(options.ema))
         if options.patience is not None:
             callbacks.append(EarlyStopping(name, mode=mode, patience=options.patience, min_delta=0.0))
         if options.unfreeze == "plateau":

@@ -24,7 +24,8 @@ class RunOptions:
     """What happens around the steps, or in their place.
 
     Args:
-        ema: decay of a moving average of the weights (0.999, say), which is then validated and saved; null for none.
+        ema: decay of a moving average of the weights (0.999, say), which is then validated and saved; null for none. A run's
+            first steps keep less, see `MovingAverage`.
         patience: stop after so many validations without a better score; null to go on to the end.
         unfreeze: epochs at each of which one more stage of the backbone is trained, from the last downwards; or
             "plateau", for one more whenever the score does not improve.

@@ -4,6 +4,7 @@ from .callbacks import SaveOnInterrupt
 from .crop_voting import Crops, crop_probabilities, score_crops
 from .detection import DetectionTraining, TrainingError
 from .linear import LinearModel, fit_softmax, fit_svm, fit_svms
+from .moving_average import MovingAverage
 from .ratios import UpdateRatios
 from .schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay
 from .scoring import Scored, detect_all, score

@@ -45,6 +45,7 @@ class DetectionTraining(LightningModule):
         schedule: Schedule | None = None,
         *,
         backbone_rate: float = 1.0,
+        norm_decay: bool = True,
         max_dets: tuple[int, ...] = (1, 10, 100),
         compile: bool = False,
     ) -> None:
@@ -54,13 +55,14 @@ class DetectionTraining(LightningModule):
             optimizer: e.g. torch.optim.SGD or AdamW with its numbers.
             schedule: how the rate changes; by default two drops by ten, after a warm-up of 100 steps.
             backbone_rate: the backbone's learning rate as a share of the others'.
+            norm_decay: let weight decay shrink biases and norms' weights too; modern recipes do not.
             max_dets: COCO's limits on detections an image; the largest is used for AP.
             compile: compile the network with torch.compile.
         """
         super().__init__()
         self.detector, self.optimizer = detector, optimizer
         self.schedule = schedule or StepDecay(warmup_steps=100)
-        self.backbone_rate, self.max_dets = backbone_rate, tuple(max_dets)
+        self.backbone_rate, self.norm_decay, self.max_dets = backbone_rate, norm_decay, tuple(max_dets)
         self.result: Result | None = None
         self.truth: Truth | None = None
         self.detections: Detections | None = None
@@ -119,7 +121,14 @@ class DetectionTraining(LightningModule):
         self.log_dict({name: value for name, value in scores.items() if name not in shown})
 
     def configure_optimizers(self) -> dict[str, Any]:
-        return configure(self.detector, self.optimizer, self.schedule, self._total_steps(), self.backbone_rate)
+        return configure(
+            self.detector,
+            self.optimizer,
+            self.schedule,
+            self._total_steps(),
+            self.backbone_rate,
+            norm_decay=self.norm_decay,
+        )
 
     def _total_steps(self) -> int:
         """Optimiser steps of the run.

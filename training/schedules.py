@@ -88,11 +88,15 @@ class CosineDecay(Schedule):
     Args:
         final: the factor at the end of the run.
         warmup_steps: see `Schedule`.
+        flat: share of the run, its last, that stays at `final`.
     """
 
-    def __init__(self, final: float = 0.0, warmup_steps: int = 0) -> None:
+    def __init__(self, final: float = 0.0, warmup_steps: int = 0, flat: float = 0.0) -> None:
         super().__init__(warmup_steps)
-        self.final = final
+        if not 0 <= flat < 1:
+            raise ValueError(f"flat is a share of the run in [0, 1), got {flat}")
+        self.final, self.flat = final, flat
 
     def decay(self, step: int, total: int) -> float:
-        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total))))
+        falling = max(1.0, total * (1 - self.flat))
+        return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / falling)))

@@ -9,12 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EMAWeightAveraging, ModelCheckpoint
+from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sightline.datasets.data_module import Shapes
 from sightline.detectors import load
 from sightline.evaluation import evaluate_coco
-from sightline.training import DetectionTraining, SaveOnInterrupt, StagedUnfreezing, TrainingError, score
+from sightline.training import (
+    DetectionTraining,
+    MovingAverage,
+    SaveOnInterrupt,
+    StagedUnfreezing,
+    TrainingError,
+    score,
+)
 
 LOSSES = ("loss_objectness", "loss_rpn_box", "loss_cls", "loss_box")
 
@@ -144,7 +151,7 @@ def test_moving_average_is_what_is_validated(tmp_path, tiny_detector, tiny_data)
     plain, averaged = module(tiny_detector), module(tiny_detector)
     trainer(tmp_path, epochs=1).fit(plain, tiny_data())
     keep = ModelCheckpoint(tmp_path, "ema")
-    trainer(tmp_path, EMAWeightAveraging(decay=0.9), keep, epochs=1).fit(averaged, tiny_data())
+    trainer(tmp_path, MovingAverage(0.9), keep, epochs=1).fit(averaged, tiny_data())
     name = "roi_heads.box_predictor.cls_score.weight"
     saved = load(tmp_path / "ema.ckpt", device="cpu").state_dict()
     assert torch.equal(saved[name], averaged.detector.state_dict()[name])
@@ -205,6 +212,19 @@ def test_backbone_rate(tmp_path, tiny_detector, tiny_data):
     # The pyramid starts from random weights as the heads do: it learns at their rate.
     assert {id(p) for p in backbone["params"]} == {id(p) for p in training.detector.backbone.body.parameters()}
     assert len(backbone["params"]) + len(rest["params"]) == len(list(training.detector.parameters()))
+
+
+def test_norms_and_biases_without_decay(tmp_path, tiny_detector, tiny_data):
+    training = DetectionTraining(tiny_detector(), backbone_rate=0.1, norm_decay=False)
+    run = trainer(tmp_path, epochs=1)
+    run.fit(training, tiny_data())
+    groups = run.optimizers[0].param_groups
+    assert [group["weight_decay"] > 0 for group in groups] == [True, True, False, False]
+    assert [group["lr"] / groups[1]["lr"] for group in groups] == pytest.approx([0.1, 1, 0.1, 1])
+    assert {p.ndim > 1 for group in groups[:2] for p in group["params"]} == {True}
+    assert {p.ndim for group in groups[2:] for p in group["params"]} == {1}
+    seen = [id(p) for group in groups for p in group["params"]]
+    assert sorted(seen) == sorted(id(p) for p in training.detector.parameters())
 
 
 def test_two_processes_train_as_one(tmp_path):

@@ -11,6 +11,7 @@ VALUES = {
     "exponential": (ExponentialDecay(final=0.01), {0: 1.0, 500: 0.1, 1000: 0.01}),
     "1/t": (InverseTimeDecay(k=3.0), {0: 1.0, 500: 0.4, 1000: 0.25}),
     "cosine": (CosineDecay(), {0: 1.0, 500: 0.5, 1000: 0.0}),
+    "cosine, then flat": (CosineDecay(final=0.1, flat=0.2), {0: 1.0, 400: 0.55, 800: 0.1, 999: 0.1}),
     "cosine to a floor, warmed up": (CosineDecay(final=0.2, warmup_steps=100), {0: 0.01, 500: 0.6, 1000: 0.2}),
 }
 
