@@ -28,6 +28,7 @@ from sightline.training import (
     PlateauUnfreezing,
     SaveOnInterrupt,
     StagedUnfreezing,
+    TrainingClock,
     UpdateRatios,
     score,
 )
@@ -138,7 +139,7 @@ class TrainCLI(LightningCLI):
         best = ModelCheckpoint(
             folder.checkpoints, "best", monitor=name, mode=mode, save_last=True, enable_version_counter=False
         )
-        callbacks: list[Callback] = [best, SaveOnInterrupt(folder.last), LearningRateMonitor("epoch")]
+        callbacks: list[Callback] = [best, SaveOnInterrupt(folder.last), LearningRateMonitor("epoch"), TrainingClock()]
         if options.ema is not None:
             callbacks.append(MovingAverage(options.ema))
         if options.patience is not None:

@@ -1,6 +1,7 @@
 """Lightning training of every head: modules, schedules, callbacks, recipes and run folders."""
 
 from .callbacks import SaveOnInterrupt
+from .clock import TrainingClock
 from .crop_voting import Crops, crop_probabilities, score_crops
 from .detection import DetectionTraining, TrainingError
 from .linear import LinearModel, fit_softmax, fit_svm, fit_svms
