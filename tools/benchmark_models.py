@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 from torch import Tensor
 from torchvision import models
@@ -11,8 +9,9 @@ from torchvision import models
 from sightline.backbone import load_weights
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, nearest
-from sightline.detectors import DETECTORS, Detector, load
+from sightline.detectors import Detector
 from sightline.detectors.coco_names import COCO_91
+from sightline.tools import model_names
 
 PEERS = "torchvision:"
 
@@ -21,23 +20,17 @@ def build(spec: str, device: torch.device | str) -> Detector:
     """The model that a word of the command line stands for, in evaluation mode.
 
     Args:
-        spec: a checkpoint's path, a name in `DETECTORS`, or "torchvision:NAME"; after a name may come "@" and weights,
-            a path or "coco". Without them they are random, good for speed alone.
+        spec: what `model_names.build` takes, or "torchvision:NAME", after which may come "@" and weights.
         device: where to put it.
 
     Raises:
         DataError: nothing is known by that name.
         WeightsError: the checkpoint or the weights cannot be had or do not fit.
     """
-    name, _, weights = spec.partition("@")
-    if name.startswith(PEERS):
-        return TorchvisionDetector(name.removeprefix(PEERS), weights or None).to(device).eval()
-    if name in DETECTORS:
-        return DETECTORS[name](weights=weights or None).to(device).eval()
-    if Path(spec).suffix not in (".ckpt", ".pt", ".pth") and not Path(spec).exists():
-        known = [*DETECTORS, *(PEERS + peer for peer in peers())]
-        raise DataError(f"no checkpoint and no detector {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    return load(spec, device=device)
+    if not spec.startswith(PEERS):
+        return model_names.build(spec, device, others=[PEERS + peer for peer in peers()])
+    name, _, weights = spec.removeprefix(PEERS).partition("@")
+    return TorchvisionDetector(name, weights or None).to(device).eval()
 
 
 def peers() -> list[str]:
@@ -48,8 +41,7 @@ def peers() -> list[str]:
 
 def has_weights(spec: str) -> bool:
     """Whether a model is trained, so that its accuracy means something."""
-    name, _, weights = spec.partition("@")
-    return bool(weights) or not (name in DETECTORS or name.startswith(PEERS))
+    return "@" in spec if spec.startswith(PEERS) else model_names.has_weights(spec)
 
 
 class TorchvisionDetector(Detector):

@@ -9,8 +9,9 @@ import torch
 
 from sightline.backbone.layer_table import short
 from sightline.datasets.table import DataError
-from sightline.detectors import Detector, average_weights, ensemble, load
+from sightline.detectors import Detector, average_weights, ensemble
 from sightline.detectors.truncated_svd import head_cost, truncate_head
+from sightline.tools.model_names import trained
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -37,14 +38,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
     """The model of `arguments.checkpoint`, averaged with those of `--average`, together with those of `--ensemble`.
 
-    With `--svd` each is truncated, and what that saves is printed to stderr.
+    A checkpoint may be a name with weights, see `model_names`. With `--svd` each is truncated, and what that saves is
+    printed to stderr.
 
     Raises:
         WeightsError: a file cannot be loaded, or weights cannot be averaged.
         DataError: models that cannot answer together, or be truncated; the message names the files.
     """
     paths = [arguments.checkpoint, *arguments.average]
-    model = average_weights(paths, device=device).eval() if arguments.average else load(paths[0], device=device)
+    model = average_weights(paths, device=device).eval() if arguments.average else trained(paths[0], device)
     if model.task == "reconstruction":
         raise DataError(
             f"{arguments.checkpoint} is an autoencoder, which finds nothing to show or to score (its measure is val/loss in "
@@ -53,7 +55,7 @@ def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
     model = _truncated(model, arguments.svd, arguments.checkpoint)
     if not arguments.ensemble:
         return model
-    others = [_truncated(load(path, device=device), arguments.svd, path) for path in arguments.ensemble]
+    others = [_truncated(trained(path, device), arguments.svd, path) for path in arguments.ensemble]
     try:
         return ensemble([model, *others]).eval()
     except ValueError as error:

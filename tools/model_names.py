@@ -1,0 +1,53 @@
+"""A model from one word of the command line: a checkpoint's path, or a detector's name with weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from sightline.datasets.table import DataError, nearest
+from sightline.detectors import DETECTORS, Detector, load
+
+
+def build(word: str, device: torch.device | str, others: Sequence[str] = ()) -> Detector:
+    """The model, in evaluation mode.
+
+    Args:
+        word: a checkpoint's path, or a name in `DETECTORS`, after which may come "@" and weights: a path, an address or a
+            named source ("yolox_nano@yolox_nano.pth", "faster_rcnn@coco"). Without them they are random.
+        device: where to put it.
+        others: what else the command takes, for the message where nothing is known.
+
+    Raises:
+        DataError: nothing is known by that name.
+        WeightsError: the checkpoint or the weights cannot be had or do not fit.
+    """
+    name, _, weights = word.partition("@")
+    if name in DETECTORS:
+        return DETECTORS[name](weights=weights or None).to(device).eval()
+    if Path(word).suffix not in (".ckpt", ".pt", ".pth") and not Path(word).exists():
+        known = [*DETECTORS, *others]
+        raise DataError(f"no checkpoint and no detector {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    return load(word, device=device)
+
+
+def trained(word: str, device: torch.device | str) -> Detector:
+    """As `build`, for what is to find something.
+
+    Raises:
+        DataError: as `build`; or the model's weights would be random.
+        WeightsError: as `build`.
+    """
+    if not has_weights(word):
+        raise DataError(
+            f"{word} alone has random weights and finds nothing; name some, a file's path say: {word}@WEIGHTS"
+        )
+    return build(word, device)
+
+
+def has_weights(word: str) -> bool:
+    """Whether the model is trained, so that what it finds means something."""
+    name, _, weights = word.partition("@")
+    return bool(weights) or name not in DETECTORS
