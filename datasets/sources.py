@@ -89,7 +89,7 @@ class Frames:
         found = False
         for item in self.items:
             try:
-                for frame in _video(item, self.every, self.problems) if _is_video(item) else _picture(item):
+                for frame in _video(item, self.every, self.problems) if is_video(item) else _picture(item):
                     found = True
                     yield frame
             except DataError as error:
@@ -124,7 +124,8 @@ def _expand(source: str | int | PathLike) -> list[str | int]:
     raise DataError(f"{text}: no such file or folder{near}")
 
 
-def _is_video(item: str | int) -> bool:
+def is_video(item: str | int) -> bool:
+    """Whether a source's item is a video, stream or camera, going by its name."""
     return isinstance(item, int) or "://" in item or Path(item).suffix.lower() in VIDEO_SUFFIXES
 
 
@@ -163,7 +164,7 @@ def _open(item: str | int) -> cv2.VideoCapture:
 
 
 def _count(item: str | int, every: int) -> int | None:
-    if not _is_video(item):
+    if not is_video(item):
         return 1
     if isinstance(item, int) or "://" in item:
         return None

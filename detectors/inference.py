@@ -1,4 +1,4 @@
-"""A trained detector on pictures and video, one after another: behind `Detector.predict` and `sightline predict`."""
+"""A trained detector on pictures and video, one after another: behind `Detector.predict`, `track` and `sightline predict`."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..datasets.table import DataError
 from ..datasets.transforms import from_hwc, resize, to_hwc
 from .checkpoint import default_device
 from .model import Detector
+from .video_tracking import VideoTracker
 
 
 def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Sample]:
@@ -39,9 +40,28 @@ def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> 
         DataError: nothing is there, or it cannot be read.
     """
     for number, frame in enumerate(_frames(source, every), 1):
-        path = f"{frame.name}#{frame.index}" if frame.is_video else frame.name
-        image = from_hwc(frame.image)
-        yield Sample(image, find(model, image, score=score), ImageInfo(number, path, frame.image.shape[:2]))
+        yield _sample(number, frame, find(model, from_hwc(frame.image), score=score))
+
+
+def track(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Sample]:
+    """As `run`, with objects followed from frame to frame: `ids` tells which are the same.
+
+    Args:
+        score: the least score of a good detection; an object that is being followed is also found by a lower one. See
+            `VideoTracker`, also for what is a video.
+
+    Raises:
+        ValueError: the score is not from 0 to 1.
+    """
+    tracker = VideoTracker(score, every)
+    for number, frame in enumerate(_frames(source, every), 1):
+        found = find(model, from_hwc(frame.image), score=tracker.low)
+        yield _sample(number, frame, tracker.update(frame.name, frame.fps, found))
+
+
+def _sample(number: int, frame: Frame, found: Instances) -> Sample:
+    path = f"{frame.name}#{frame.index}" if frame.is_video else frame.name
+    return Sample(from_hwc(frame.image), found, ImageInfo(number, path, frame.image.shape[:2]))
 
 
 def find(model: Detector, image: Tensor, *, score: float = 0.5) -> Instances:

@@ -96,3 +96,20 @@ class Detector(nn.Module):
 
         for sample in run(self, source, score=score, every=every):
             yield sample.target
+
+    def track(self, source: Any, *, score: float = 0.5, every: int = 1) -> Iterator[Instances]:
+        """Objects followed through a video, frame by frame; as `predict`, and `ids` tells which are the same object.
+
+        Args:
+            source: as of `predict`; the pictures of a folder are the frames of one video, in the order of their names.
+                Ids start at 1, and go on from one video to the next.
+            score: the least score of a good detection; an object that is being followed is also found by a lower one.
+            every: only every so many frames.
+
+        Raises:
+            DataError: a source cannot be read.
+        """
+        from .inference import track
+
+        for sample in track(self, source, score=score, every=every):
+            yield sample.target

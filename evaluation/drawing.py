@@ -36,11 +36,13 @@ def annotate(
     dashed: np.ndarray | None = None,
     named: bool = True,
 ) -> np.ndarray:
-    """A picture with boxes and landmarks, coloured by category; lines and letters grow with the picture.
+    """A picture with boxes and landmarks; lines and letters grow with the picture.
+
+    Colours stand for categories; for ids where objects have any, so that one sees which are the same.
 
     Args:
         image: (H, W, 3) uint8 RGB; it is not changed.
-        instances: N objects in its pixels; the scores are written where there are any.
+        instances: N objects in its pixels; ids and scores are written where there are any.
         names: C names.
         dashed: (N,) bool, objects drawn dashed; none by default.
         named: write names and scores too.
@@ -61,19 +63,22 @@ def annotate(
     # Large boxes first, so that small ones and their names stay on top.
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable").tolist()
     places = [_whole(box) for box in boxes]
+    ids = None if instances.ids is None else instances.ids.tolist()
+    colours = [colour_of(number) for number in (labels if ids is None else ids)]
     for i in order:
-        _outline(pen, places[i], colour_of(labels[i]), line, dashed=dashed is not None and bool(dashed[i]))
+        _outline(pen, places[i], colours[i], line, dashed=dashed is not None and bool(dashed[i]))
     for i in order if instances.landmarks is not None else ():
-        _dots(pen, instances.landmarks[i].tolist(), colour_of(labels[i]), 2 * line)
+        _dots(pen, instances.landmarks[i].tolist(), colours[i], 2 * line)
     taken: list[Rectangle] = []
     for i in order if named else ():
+        track = "" if ids is None else f" {ids[i]}"
         score = "" if instances.scores is None else f" {float(instances.scores[i]):.2f}"
-        _write(pen, _name(names, labels[i]) + score, places[i], colour_of(labels[i]), font, taken)
+        _write(pen, _name(names, labels[i]) + track + score, places[i], colours[i], font, taken)
     return np.array(picture)
 
 
 def colour_of(label: int) -> Colour:
-    """A category's colour: the ten of the charts, then hues a golden section apart, so that neighbours differ most."""
+    """A category's colour, or an id's: the ten of the charts, then hues a golden section apart, so that neighbours differ."""
     if label < len(COLOURS):
         colour = to_rgb(COLOURS[label])
     else:

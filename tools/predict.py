@@ -4,12 +4,16 @@
     sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
     sightline predict best.ckpt "in/*.png" --classes person car --score 0.7 --no-pictures --csv found.csv
     sightline predict best.ckpt --ensemble other.ckpt --out both street.jpg
+    sightline predict best.ckpt clip.mp4 --track --mot tracks.txt       # which car is which, from frame to frame
     sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
 
 Annotated pictures and videos go to `predictions/` or `--out FOLDER`. In the json, a list of COCO's results, `image_id`
 counts pictures and frames from 1 in the order they are read, and `category_id` is the label plus one; the file's, the
 category's name and the frame's number stand beside them. A classifier's answer is a box around the whole picture; its
 best one is given whatever its score. Memory stays the same however long a video is.
+
+With --track objects keep a number while they are followed: drawn, and in the files (`track_id` in the json, `track` in
+the csv). A folder of pictures counts as a video then; numbers go on from one video to the next.
 """
 
 from __future__ import annotations
@@ -27,16 +31,17 @@ from dataclasses import dataclass, field
 import torch
 from tqdm import tqdm
 
-from sightline.datasets.sources import Frames, frames
+from sightline.datasets.sources import Frames, frames, is_video
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc
 from sightline.detectors import Detector
 from sightline.detectors.inference import find, usable_device
+from sightline.detectors.video_tracking import VideoTracker, video_of
 from sightline.tools.checkpoints import add_options, load_model
 from sightline.tools.main import run
-from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable
+from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable, MotText
 
-Writer = AnnotatedPictures | CocoResults | CsvTable
+Writer = AnnotatedPictures | CocoResults | CsvTable | MotText
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -45,13 +50,15 @@ def main(argv: list[str] | None = None) -> int:
     pictures = frames(arguments.sources, arguments.every)
     model = load_model(arguments, usable_device(arguments.device))
     wanted = labels_of(arguments.classes, model.categories)
+    tracker = VideoTracker(arguments.score, arguments.every) if arguments.track else None
+    score = tracker.low if tracker else arguments.score
     with ExitStack() as files:
         writers = [files.enter_context(writer) for writer in _writers(arguments, pictures, model.categories)]
-        tally = predict(model, pictures, writers, score=arguments.score, wanted=wanted)
+        tally = predict(model, pictures, writers, score=score, wanted=wanted, tracker=tracker)
     if pictures.problems.counts:
         print(pictures.problems.summary(), file=sys.stderr)
     written = [] if arguments.no_pictures else [arguments.out]
-    written += [file for file in (arguments.json, arguments.csv) if file]
+    written += [file for file in (arguments.json, arguments.csv, arguments.mot) if file]
     print(f"{tally.line(model.categories)}; written: {', '.join(written)}")
     return 130 if tally.stopped else 0
 
@@ -63,12 +70,14 @@ class Tally:
     Attributes:
         pictures: how many were looked at.
         labels: how many objects of each label were found.
+        tracks: how many of them were different ones; None where nobody tracked.
         seconds: reading, detecting and writing.
         stopped: whether Ctrl-C ended it.
     """
 
     pictures: int = 0
     labels: Counter[int] = field(default_factory=Counter)
+    tracks: int | None = None
     seconds: float = 0.0
     stopped: bool = False
 
@@ -77,6 +86,7 @@ class Tally:
         kinds = [f"{names[label]} {count}" for label, count in self.labels.most_common(most)]
         kinds += ["…"] if len(self.labels) > most else []
         found = f"{self.labels.total()} objects" + (f" ({', '.join(kinds)})" if kinds else "")
+        found += "" if self.tracks is None else f" of {self.tracks} tracks"
         rate = self.pictures / max(self.seconds, 1e-9)
         done = f"{self.pictures} pictures, {found} in {self.seconds:.1f} s ({rate:.1f} pictures a second)"
         return f"stopped after {done}" if self.stopped else done
@@ -89,6 +99,7 @@ def predict(
     *,
     score: float = 0.5,
     wanted: torch.Tensor | None = None,
+    tracker: VideoTracker | None = None,
 ) -> Tally:
     """Looks at one picture after the other and hands it, with what was found, to the writers.
 
@@ -98,6 +109,7 @@ def predict(
         writers: what is done with them.
         score: the least score of a detection.
         wanted: the labels to look for; None for all.
+        tracker: follows objects from frame to frame; None for nobody.
     """
     tally, started = Tally(), time.perf_counter()
     with stoppable() as stop, tqdm(total=pictures.total, unit=" pictures", disable=None) as bar:
@@ -105,6 +117,9 @@ def predict(
             found = find(model, from_hwc(frame.image), score=score)
             if wanted is not None:
                 found = found[torch.isin(found.labels, wanted)]
+            if tracker is not None:
+                found = tracker.update(frame.name, frame.fps, found)
+                tally.tracks = tracker.count
             for writer in writers:
                 writer.write(number, frame, found)
             tally.pictures = number
@@ -158,7 +173,11 @@ def _writers(arguments: argparse.Namespace, pictures: Frames, names: Sequence[st
     if arguments.json:
         yield CocoResults(arguments.json, names)
     if arguments.csv:
-        yield CsvTable(arguments.csv, names)
+        yield CsvTable(arguments.csv, names, tracked=arguments.track)
+    if arguments.mot:
+        if len({video_of(str(item), is_video=is_video(item)) for item in pictures.items}) > 1:
+            raise DataError(f"--mot {arguments.mot}: such a file is of one video; name one source, or take --csv")
+        yield MotText(arguments.mot)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -177,13 +196,19 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--json", metavar="FILE", help="all detections as COCO's results")
     parser.add_argument("--csv", metavar="FILE", help="all detections as a table, one row a box")
     parser.add_argument("--score", type=float, default=0.5, help="the least score of a detection, 0 to 1 (0.5)")
+    parser.add_argument(
+        "--track", action="store_true", help="follow objects through a video; then --score is of a good detection"
+    )
+    parser.add_argument("--mot", metavar="FILE", help="the tracks of one video as MOTChallenge's text; with --track")
     parser.add_argument("--classes", metavar="NAME", nargs="+", help="look for these alone")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, only every N-th frame (1)")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
     arguments = parser.parse_args(argv)
     if not 0 <= arguments.score <= 1:
         parser.error(f"--score must be from 0 to 1, got {arguments.score}")
-    if arguments.no_pictures and not (arguments.json or arguments.csv):
+    if arguments.mot and not arguments.track:
+        parser.error("--mot writes tracks; add --track")
+    if arguments.no_pictures and not (arguments.json or arguments.csv or arguments.mot):
         parser.error("with --no-pictures nothing would be written; add --json FILE or --csv FILE")
     return arguments
 

@@ -1,6 +1,6 @@
 """What `sightline predict` leaves behind, each written picture by picture: nothing grows with the length of a video.
 
-All three are context managers with one verb, `write(number, frame, found)`: the picture's running number from 1, the
+All are context managers with one verb, `write(number, frame, found)`: the picture's running number from 1, the
 picture, and its detections in its pixels. Once closed, also after an error or Ctrl-C, a file is complete and valid.
 """
 
@@ -33,7 +33,7 @@ class CocoResults:
 
     Pictures and frames are numbered from 1 in the order they were read: that is `image_id`. `category_id` is the label
     plus one. So that nobody has to count, each record also has the names: category, file_name and, of a video, frame.
-    Landmarks stand under "keypoints" as [x, y, visibility, …], visibility always 2.
+    Landmarks stand under "keypoints" as [x, y, visibility, …], visibility always 2; a track's id under "track_id".
     """
 
     def __init__(self, path: str | os.PathLike, names: Sequence[str]) -> None:
@@ -42,12 +42,14 @@ class CocoResults:
     def write(self, number: int, frame: Frame, found: Instances) -> None:
         place = {"file_name": frame.name} | ({"frame": frame.index} if frame.is_video else {})
         landmarks = [] if found.landmarks is None else found.landmarks.tolist()
-        for (label, score, (x0, y0, x1, y1)), points in zip_longest(_rows(found), landmarks):
+        ids = [] if found.ids is None else found.ids.tolist()
+        for (label, score, (x0, y0, x1, y1)), points, track in zip_longest(_rows(found), landmarks, ids):
             box = [round(side, 3) for side in (x0, y0, x1 - x0, y1 - y0)]
             record = {"image_id": number, "category_id": label + 1, "bbox": box, "score": score}
             record |= (
                 {} if points is None else {"keypoints": [v for x, y in points for v in (round(x, 3), round(y, 3), 2)]}
             )
+            record |= {} if track is None else {"track_id": track}
             self._file.write(f"{self._before}\n" + json.dumps(record | {"category": self._names[label]} | place))
             self._before = ","
 
@@ -60,21 +62,48 @@ class CocoResults:
 
 
 class CsvTable:
-    """One row a box: file, frame (0 for a picture), category, score and the corners x0, y0, x1, y1 in pixels."""
+    """One row a box: file, frame (0 for a picture), category, score and the corners x0, y0, x1, y1 in pixels.
+
+    Where objects are tracked, a last column `track` has their ids.
+    """
 
     HEADER = ("file", "frame", "category", "score", "x0", "y0", "x1", "y1")
 
-    def __init__(self, path: str | os.PathLike, names: Sequence[str]) -> None:
-        self._names, self._file = names, _create(path)
+    def __init__(self, path: str | os.PathLike, names: Sequence[str], *, tracked: bool = False) -> None:
+        self._names, self._tracked, self._file = names, tracked, _create(path)
         self._table = csv.writer(self._file)
-        self._table.writerow(self.HEADER)
+        self._table.writerow([*self.HEADER, "track"] if tracked else self.HEADER)
 
     def write(self, number: int, frame: Frame, found: Instances) -> None:
-        for label, score, box in _rows(found):
+        tracks = [[track] for track in found.ids.tolist()] if self._tracked else [[]] * len(found)
+        for (label, score, box), track in zip(_rows(found), tracks, strict=True):
             corners = [round(side, 3) for side in box]
-            self._table.writerow([frame.name, frame.index, self._names[label], score, *corners])
+            self._table.writerow([frame.name, frame.index, self._names[label], score, *corners, *track])
 
     def __enter__(self) -> CsvTable:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+
+class MotText:
+    """One video's tracks as MOTChallenge's text, one row a box: frame, id, x, y, width, height, score, -1, -1, -1.
+
+    Frames count from 1: a video's own, also where only some were looked at, or a folder's pictures as they come. x and y
+    are the top left corner in continuous pixels. The format has no categories.
+    """
+
+    def __init__(self, path: str | os.PathLike) -> None:
+        self._file = _create(path)
+
+    def write(self, number: int, frame: Frame, found: Instances) -> None:
+        place = frame.index + 1 if frame.is_video else number
+        for (_, score, (x0, y0, x1, y1)), track in zip(_rows(found), found.ids.tolist(), strict=True):
+            box = ",".join(f"{side:.2f}" for side in (x0, y0, x1 - x0, y1 - y0))
+            self._file.write(f"{place},{track},{box},{score:g},-1,-1,-1\n")
+
+    def __enter__(self) -> MotText:
         return self
 
     def __exit__(self, *_: object) -> None:

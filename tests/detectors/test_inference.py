@@ -17,7 +17,7 @@ from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
 from sightline.datasets.transforms import from_hwc
 from sightline.detectors import fast_rcnn, faster_rcnn
-from sightline.detectors.inference import find, run, usable_device
+from sightline.detectors.inference import find, run, track, usable_device
 from sightline.detectors.model import Detector
 from sightline.training import score
 
@@ -112,6 +112,31 @@ def test_video(clip):
     assert [sample.info.id for sample in samples] == [1, 2, 3]
     left = [sample.target.boxes[0, 0].item() for sample in samples]
     np.testing.assert_allclose(left, [20, 36, 52], atol=3)
+
+
+def test_tracking(clip):
+    """The red box keeps its id, of the least score as well; the whole picture of score 0.4 is not good enough to begin."""
+    samples = list(track(RedFinder(), clip, every=2))
+    assert [sample.info.path for sample in samples] == [f"{clip}#{i}" for i in (0, 2, 4, 6, 8)]
+    assert [sample.target.ids.tolist() for sample in samples] == [[1]] * 5
+    left = [sample.target.boxes[0, 0].item() for sample in samples]
+    np.testing.assert_allclose(left, [20, 28, 36, 44, 52], atol=3)
+    assert [found.ids.tolist() for found in RedFinder().track([clip, picture()], score=0.3)] == [[1, 2]] * 10 + [[3, 4]]
+
+
+def test_tracking_asks_for_low_scores():
+    """What falls from 0.9 to 0.4 is still found, though `score` is 0.5."""
+    model = RedFinder()
+    decode, count = model.decode, iter(range(9))
+
+    def fading(images, sizes):
+        found = decode(images, sizes)
+        found.scores[0, 2] -= 0.5 * (next(count) > 0)
+        return found
+
+    model.decode = fading
+    given = [found.scores.tolist() for found in model.track([picture()] * 3)]
+    np.testing.assert_allclose(given, [[0.9], [0.4], [0.4]])
 
 
 def test_no_frame_outlives_its_turn(clip):

@@ -1,5 +1,7 @@
 """Boxes and names on pictures of any size."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -94,3 +96,16 @@ def test_landmarks_are_dots():
     assert dots[100, 130]
     assert dots[80, 170]
     assert 20 < dots.sum() < 200
+
+
+def test_ids_have_colours_and_stand_by_the_name():
+    """Two of one category are told apart, and the label is longer by the id."""
+    plain = objects([40, 60, 120, 150], [160, 60, 240, 150])
+    plain.labels = torch.tensor([0, 0])
+    tracked = replace(plain, ids=torch.tensor([3, 4]))
+    without, image = annotate(grey(200, 300), plain, NAMES), annotate(grey(200, 300), tracked, NAMES)
+    assert (without[100, [40, 160]] == colour_of(0)).all()
+    assert (image[100, 40] == colour_of(3)).all()
+    assert (image[100, 160] == colour_of(4)).all()
+    # The name stands above its box, as wide as it is long.
+    assert (image[55, :150] != 128).any(-1).sum() > (without[55, :150] != 128).any(-1).sum() + 5

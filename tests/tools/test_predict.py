@@ -224,7 +224,9 @@ def test_mistakes_are_one_line(checkpoint, folder, capsys, options, message):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("options", [["--score", "1.5"], ["--no-pictures"], ["--scores", "0.5"]], ids=str)
+@pytest.mark.parametrize(
+    "options", [["--score", "1.5"], ["--no-pictures"], ["--scores", "0.5"], ["--mot", "x.txt"]], ids=str
+)
 def test_options_that_cannot_be(options):
     with pytest.raises(SystemExit) as stopped:
         main(["best.ckpt", "x.jpg", *options])
@@ -303,3 +305,88 @@ def test_landmarks_stand_in_the_json(tmp_path):
     records = json.loads((tmp_path / "found.json").read_text())
     assert ["keypoints" in record for record in records] == [False, False, True, True]
     assert records[3]["keypoints"] == [1.0, 2.0, 2, 9.0, 8.0, 2]
+
+
+class Walkers(Detector):
+    """Finds two boxes of 20 x 30 that move 2 pixels to the right each time; the second is faint from the fourth on."""
+
+    def __init__(self):
+        super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=2)
+        self.layer, self.resize, self.step = torch.nn.Linear(1, 1), (64, 96), 0
+        self.categories = ["car", "person"]
+
+    def forward(self, images, sizes):
+        return images
+
+    def decode(self, images, sizes):
+        x, self.step = 5.0 + 2 * self.step, self.step + 1
+        boxes = torch.tensor([[[x, 2.0, x + 20, 32.0], [x, 34.0, x + 20, 64.0]]])
+        return Instances(boxes, torch.tensor([[0, 1]]), torch.tensor([[0.9, 0.2 if self.step > 3 else 0.8]]))
+
+
+@pytest.fixture
+def walkers(monkeypatch):
+    monkeypatch.setattr("sightline.tools.predict.load_model", lambda *_: Walkers())
+
+
+@pytest.mark.usefixtures("walkers")
+def test_tracks_are_written(folder, tmp_path, capsys):
+    """In every file, and a faint detection of a known object among them; each video is counted on from the one before."""
+    shutil.copy(folder / "clip.mp4", folder / "other.mp4")
+    files = ["--json", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.csv"), "--no-pictures"]
+    assert main(["x.ckpt", str(folder / "clip.mp4"), "--track", *files, "--mot", str(tmp_path / "x.txt")]) == 0
+    records, rows = json.loads((tmp_path / "x.json").read_text()), read_csv(tmp_path / "x.csv")
+    lines = [line.split(",") for line in (tmp_path / "x.txt").read_text().splitlines()]
+    assert len(records) == len(rows) == len(lines) == 40
+    for record, row, line in zip(records, rows, lines, strict=True):
+        assert record["track_id"] == int(row["track"]) == int(line[1]) == record["category_id"]
+        assert int(line[0]) == record["frame"] + 1
+        np.testing.assert_allclose([float(value) for value in line[2:6]], record["bbox"], atol=6e-3)
+        assert float(line[6]) == record["score"]
+        assert line[7:] == ["-1"] * 3
+    assert {record["score"] for record in records} == {0.9, 0.8, 0.2}
+    assert "40 objects (car 20, person 20) of 2 tracks in " in capsys.readouterr().out
+
+    assert main(["x.ckpt", str(folder / "clip.mp4"), str(folder / "other.mp4"), "--track", *files]) == 0
+    rows = read_csv(tmp_path / "x.csv")
+    assert {(row["file"], row["category"], row["track"]) for row in rows} == {
+        (str(folder / "clip.mp4"), "car", "1"), (str(folder / "clip.mp4"), "person", "2"),
+        (str(folder / "other.mp4"), "car", "3"),
+    }  # fmt: skip
+
+
+@pytest.mark.usefixtures("walkers")
+def test_a_folder_of_frames_is_tracked(folder, tmp_path):
+    """As one video, whose frames MOTChallenge counts from 1."""
+    for i in range(4):
+        write_image(tmp_path / "walk" / f"{i:06}.jpg", draw(0, i, 80).image)
+    assert main(["x.ckpt", str(tmp_path / "walk"), "--track", "--no-pictures", "--mot", str(tmp_path / "x.txt")]) == 0
+    lines = [line.split(",")[:2] for line in (tmp_path / "x.txt").read_text().splitlines()]
+    assert lines == [[str(frame), track] for frame in range(1, 5) for track in "12"]
+
+
+@pytest.mark.usefixtures("walkers")
+def test_files_without_tracks_are_as_ever(folder, tmp_path):
+    files = ["--json", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.csv"), "--no-pictures"]
+    assert main(["x.ckpt", str(folder / "clip.mp4"), *files]) == 0
+    assert "track_id" not in json.loads((tmp_path / "x.json").read_text())[0]
+    rows = read_csv(tmp_path / "x.csv")
+    assert tuple(rows[0]) == CsvTable.HEADER
+    assert {float(row["score"]) for row in rows} == {0.9, 0.8}
+
+
+@pytest.mark.usefixtures("walkers")
+def test_classes_are_chosen_before_tracking(folder, tmp_path):
+    options = ["--track", "--classes", "person", "--no-pictures", "--csv", str(tmp_path / "x.csv")]
+    assert main(["x.ckpt", str(folder / "clip.mp4"), *options]) == 0
+    assert {(row["category"], row["track"]) for row in read_csv(tmp_path / "x.csv")} == {("person", "1")}
+
+
+@pytest.mark.usefixtures("walkers")
+def test_mot_text_is_of_one_video(folder, tmp_path, capsys):
+    options = ["--track", "--no-pictures", "--mot", str(tmp_path / "x.txt")]
+    assert run("predict", ["x.ckpt", str(folder / "clip.mp4"), str(folder / "b"), *options]) == 2
+    error = capsys.readouterr().err
+    assert "such a file is of one video; name one source, or take --csv" in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "x.txt").exists()
