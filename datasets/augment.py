@@ -9,8 +9,8 @@ from functools import lru_cache
 import cv2
 import numpy as np
 import torch
-from torch import Tensor
 
+from .perspective import move, moved, tightened
 from .structures import Instances, Sample
 from .transforms import flip, from_hwc, resize_to, to_hwc
 
@@ -51,8 +51,6 @@ class Augment:
                 raise ValueError(f"augment.{name} must lie in [0, 1], got {getattr(self, name)}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        if sample.target.masks is not None:
-            raise ValueError("Augment does not crop masks yet; turn it off (augment: null) to train with masks")
         horizontal, vertical, size = rng.random(3).tolist()
         sample = self._sized(sample, size, rng)
         if horizontal < self.flip:
@@ -96,8 +94,8 @@ def _corner(sample: Sample, window: tuple[int, int], rng: np.random.Generator) -
 def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sample:
     """The part of a sample from `corner` (y, x) on, `window` (height, width) pixels large and within the picture.
 
-    An object or proposal stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area. A
-    landmark outside is no longer known.
+    An object or proposal stays, clipped, if its centre lies inside (a crowd: if any of it does) and it keeps some area. With
+    masks the box of one that is cut shrinks to what is left of its mask. A landmark outside is no longer known.
     """
     (y, x), (height, width) = corner, window
     image = sample.image[:, y : y + height, x : x + width]
@@ -105,22 +103,18 @@ def crop(sample: Sample, corner: tuple[int, int], window: tuple[int, int]) -> Sa
 
 
 def _crop_instances(target: Instances, corner: tuple[int, int], window: tuple[int, int]) -> Instances:
-    (y, x), (height, width) = corner, window
-    moved = target.boxes - target.boxes.new_tensor([x, y, x, y])
-    limit = moved.new_tensor([width, height] * 2)
-    clipped = moved.clamp(min=0).minimum(limit)
-    centre = (moved[:, :2] + moved[:, 2:]) / 2
+    shift = move(-corner[1], -corner[0])
+    shifted = target.boxes - target.boxes.new_tensor(corner[::-1] * 2)
+    limit = shifted.new_tensor(window[::-1] * 2)
+    clipped = shifted.clamp(min=0).minimum(limit)
+    if target.masks is not None:
+        clipped, _ = tightened(clipped, target, shift, window)
+    centre = (shifted[:, :2] + shifted[:, 2:]) / 2
     inside = ((centre >= 0) & (centre <= limit[:2])).all(dim=1)
     if target.crowd is not None:
         inside |= target.crowd
     inside &= (clipped[:, 2:] > clipped[:, :2]).all(dim=1)
-    landmarks = None if target.landmarks is None else _within(target.landmarks - moved.new_tensor([x, y]), limit[:2])
-    return replace(target, boxes=clipped, landmarks=landmarks)[inside]
-
-
-def _within(points: Tensor, limit: Tensor) -> Tensor:
-    """Points (..., 2), NaN where they lie outside (0, 0) to `limit` (x, y)."""
-    return torch.where(((points >= 0) & (points <= limit)).all(dim=-1, keepdim=True), points, torch.nan)
+    return moved(target[inside], clipped[inside], shift, window)
 
 
 def _flip_vertically(sample: Sample) -> Sample:
@@ -131,10 +125,11 @@ def _flip_vertically(sample: Sample) -> Sample:
 
 
 def _upturn_instances(instances: Instances, height: int) -> Instances:
-    (x0, y0, x1, y1), points = instances.boxes.unbind(-1), instances.landmarks
+    (x0, y0, x1, y1), points, masks = instances.boxes.unbind(-1), instances.landmarks, instances.masks
+    masks = None if masks is None else masks.flip(-2)
     boxes = torch.stack([x0, height - y1, x1, height - y0], dim=-1)
     landmarks = None if points is None else torch.stack([points[..., 0], height - points[..., 1]], dim=-1)
-    return replace(instances, boxes=boxes, landmarks=landmarks)
+    return replace(instances, boxes=boxes, masks=masks, landmarks=landmarks)
 
 
 def jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:

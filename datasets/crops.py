@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .augment import crop, jitter_colour
+from .masks import recrop
 from .statistics import Statistics
 from .structures import Sample
 from .table import DataError
@@ -67,8 +68,6 @@ class ScaleCrop:
                 raise ValueError(f"crop.{name} must lie in [0, 1], got {getattr(self, name)}")
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> Sample:
-        if sample.target.masks is not None:
-            raise ValueError("ScaleCrop does not crop masks; turn it off (augment: null) to train with masks")
         side = int(rng.integers(self.scale[0], self.scale[1] + 1))
         mirrored = rng.random() < self.flip
         sample = _random_crop(sample, side, tuple(self.size), rng)
@@ -91,11 +90,13 @@ def _random_crop(sample: Sample, side: int, size: tuple[int, int], rng: np.rando
     factor = _factor((height, width), side, size)
     window = min(height, max(1, round(size[0] / factor))), min(width, max(1, round(size[1] / factor)))
     y, x = rng.integers(0, np.array([height, width]) - window + 1).tolist()
-    boxes = sample.target.boxes
+    boxes, masks = sample.target.boxes, sample.target.masks
     # Half a pixel of tolerance, as resizing rounds. `crop` drops what has its centre outside, as a whole picture may.
     whole = ((boxes - boxes.new_tensor([0, 0, width, height])).abs() <= 0.5).all(dim=1, keepdim=True)
-    boxes = torch.where(whole, boxes.new_tensor([x, y, x + window[1], y + window[0]]), boxes)
-    return resize_to(crop(replace(sample, target=replace(sample.target, boxes=boxes)), (y, x), window), size)
+    new = torch.where(whole, boxes.new_tensor([x, y, x + window[1], y + window[0]]), boxes)
+    masks = None if masks is None else recrop(masks, boxes, new)
+    target = replace(sample.target, boxes=new, masks=masks)
+    return resize_to(crop(replace(sample, target=target), (y, x), window), size)
 
 
 def _factor(shape: tuple[int, int], side: int, least: tuple[int, int]) -> float:

@@ -9,12 +9,13 @@ from functools import cached_property
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
 
 from .augment import Augment
 from .batching import frame_multiple, frame_sizes
 from .crops import ScaleCrop
 from .detection import DetectionDataset, Loader, loader_for
+from .mixing import Mixing
 from .proposal_files import read_proposals
 from .proposals import Proposer
 from .propose import propose
@@ -67,6 +68,9 @@ class DetectionData(LightningDataModule):
         num_workers: int | None = None,
         augment: Augment | None = _AUGMENT,
         crop: ScaleCrop | None = None,
+        mixing: Mixing | None = None,
+        plain_epochs: int = 15,
+        masks: int | None = None,
         seed: int = 0,
         cache: bool = False,
         largest: int | None = None,
@@ -87,6 +91,10 @@ class DetectionData(LightningDataModule):
             augment: random changes to training pictures; null for none.
             crop: cut training pictures to one size at random scales and places, as classifiers are trained, instead of
                 `augment`.
+            mixing: mosaic, mixup, copy-paste and more instead of `augment`, up to the last epochs; null for none.
+            plain_epochs: how many epochs at the end train without `mixing`, on pictures changed by `augment` alone. They
+                are counted back from the trainer's max_epochs; without that there are none.
+            masks: give every object its mask, of so many cells along each side of its box; null for boxes only.
             seed: of the order of pictures, of their random changes, and of the built-in pictures.
             cache: keep all decoded, resized pictures in shared memory; for small sets.
             largest: keep only so many of the largest objects of every picture, and leave out pictures without any: for
@@ -117,6 +125,14 @@ class DetectionData(LightningDataModule):
                 f"training pictures of min_size {min_size} cannot be shrunk to a short side of {longest} pixels "
                 f"(data.augment.short_sides): set --data.min_size {longest}, and --data.max_size to go with it"
             )
+        if mixing is not None and (crop is not None or proposals is not None):
+            other = "crop" if crop is not None else "proposals"
+            raise DataError(f"data.mixing and data.{other} do not go together: set one of them to null")
+        if plain_epochs < 0:
+            raise DataError(f"plain_epochs must be at least 0, got {plain_epochs}")
+        if masks is not None and masks < 1:
+            raise DataError(f"masks must be at least 1 cell along a box's side, or null, got {masks}")
+        self.mixing, self.plain_epochs, self.masks = mixing, plain_epochs, masks
         if largest is not None and largest < 1:
             raise DataError(f"largest must be at least 1 object a picture, got {largest}")
         self.largest = largest
@@ -143,7 +159,8 @@ class DetectionData(LightningDataModule):
             if self.train_split or self.val_split:
                 raise DataError("the built-in shapes have fixed splits; leave train_split and val_split out")
             counts = {"train": self.shapes.train_images, "val": self.shapes.val_images, "test": self.shapes.val_images}
-            return {split: shapes_table(split, n, self.shapes.size, self.seed) for split, n in counts.items()}
+            options = {"size": self.shapes.size, "seed": self.seed, "masks": self.masks is not None}
+            return {split: shapes_table(split, n, **options) for split, n in counts.items()}
         return read_splits(self.path, train=self.train_split, val=self.val_split)
 
     @property
@@ -170,7 +187,22 @@ class DetectionData(LightningDataModule):
     def train_dataloader(self) -> Loader:
         """Shuffled, changed at random, every batch full; with Lightning's `overfit_batches` fixed and unchanged."""
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0
+        if not fixed and self.plain(0):
+            rank_zero_warn(
+                f"nothing is mixed: the last {self.plain_epochs} epochs are plain (data.plain_epochs), and there are "
+                f"{self.trainer.max_epochs} (trainer.max_epochs)"
+            )
         return self._loader("train", train=not fixed)
+
+    def plain(self, epoch: int) -> bool:
+        """Whether an epoch is one of the last, in which the `mixing` that there is does not happen."""
+        first = self._first_plain()
+        return self.mixing is not None and first is not None and epoch >= first
+
+    def _first_plain(self) -> int | None:
+        """The epoch from which on nothing is mixed; None where nobody knows which is the last."""
+        epochs = self.trainer.max_epochs if self.trainer is not None else None
+        return None if epochs is None or epochs < 0 else epochs - self.plain_epochs
 
     def val_dataloader(self) -> Loader:
         """Every picture of "val" exactly once over all processes."""
@@ -183,8 +215,16 @@ class DetectionData(LightningDataModule):
     def _loader(self, split: str, train: bool = False) -> Loader:
         if split not in self.tables:
             raise DataError(f'{self.path} has no split "{split}", only {", ".join(self.tables)}')
-        table, augment = self.proposed(split), self.augment if train else None
-        dataset = DetectionDataset(table, resize=self.resize, augment=augment, seed=self.seed, cache=self.cache)
+        dataset = DetectionDataset(
+            self.proposed(split),
+            resize=self.resize,
+            augment=self.augment if train else None,
+            mixing=self.mixing if train else None,
+            first_plain=self._first_plain(),
+            masks=self.masks,
+            seed=self.seed,
+            cache=self.cache,
+        )
         rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         return loader_for(
             dataset,

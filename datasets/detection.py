@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -14,10 +12,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_multiple, frame_sizes
+from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_for, frame_multiple, frame_sizes
+from .cache import Cache
 from .images import read_image
 from .landmarks import mirrored
+from .mixing import Mixing
 from .mnist import read_mnist
+from .outlines import Outlines
 from .proposals import as_instances
 from .shapes import read_shapes
 from .structures import Batch, ImageInfo, Instances, Sample
@@ -43,6 +44,9 @@ class DetectionDataset(Dataset):
         *,
         resize: Resize,
         augment: Callable[[Sample, np.random.Generator], Sample] | None = None,
+        mixing: Mixing | None = None,
+        first_plain: int | None = None,
+        masks: int | None = None,
         seed: int = 0,
         cache: bool = False,
     ) -> None:
@@ -53,15 +57,21 @@ class DetectionDataset(Dataset):
                 that size, see `transforms.resize_shape`.
             augment: a random change that makes no picture larger, such as `augment.Augment()`, or that brings original
                 pictures to its `size` (height, width) itself, such as `crops.ScaleCrop()`; None for evaluation.
+            mixing: strong changes that make one picture of several and fill its batch's frame, instead of `augment`.
+            first_plain: the epoch from which on there is no mixing, but `augment`; None for never.
+            masks: cells along each side of the objects' masks; None for boxes only.
             seed: of the random changes.
             cache: keep the pictures, resized, in memory shared by all workers; for sets that fit there.
         """
         if not len(table):
             raise DataError("there are no pictures in this data set or split")
-        # Without what no box needs: workers would copy those many small objects page by page.
+        # Packed or left out: workers would copy those many small objects page by page.
+        self._masks, self._outlines = masks, None if masks is None else Outlines(table)
         self.table = replace(table, segmentations=None, captions=None)
-        self.augment, self.seed = augment, seed
-        self._offsets = table.offsets
+        if mixing is not None and table.regions is not None:
+            raise DataError("proposals cannot follow pictures that are mixed: leave out mixing (data.mixing: null)")
+        self.augment, self.mixing, self.first_plain, self.seed = augment, mixing, first_plain, seed
+        self._offsets, self._resize = table.offsets, resize
         size = getattr(augment, "size", None)  # of what comes out, where that is the same for all
         if size is None:
             self.shapes = np.array([resize_shape(*size, *resize) for size in table.sizes.tolist()])  # (I, 2)
@@ -69,17 +79,26 @@ class DetectionDataset(Dataset):
         else:  # it cuts from the original pictures: resized before, they would be blurred twice
             self.shapes, self.out_shapes = table.sizes, np.tile(np.array(size), (len(table), 1))
             self.frame_multiple = 1
-        self._cache = _Cache(self.shapes) if cache else None
+        self._cache = Cache(self.shapes) if cache else None
 
     def __len__(self) -> int:
         return len(self.table)
 
     def __getitem__(self, key: Key | int) -> Sample:
-        epoch, index = (0, range(len(self))[key]) if isinstance(key, int) else (key.epoch, key.index)
-        sample = self._sample(index)
-        if self.augment is None:
-            return sample
-        return self._renamed(self.augment(sample, np.random.Generator(np.random.Philox([self.seed, epoch, index]))))
+        epoch, index, frame = (0, range(len(self))[key], None) if isinstance(key, int) else key
+        sample, rng = self._sample(index), np.random.Generator(np.random.Philox([self.seed, epoch, index]))
+        if self.mixing is not None and (self.first_plain is None or epoch < self.first_plain):
+            return self._mixed(sample, frame or frame_for(self.shapes[index].tolist(), self._resize), rng)
+        return sample if self.augment is None else self._renamed(self.augment(sample, rng))
+
+    def _mixed(self, sample: Sample, frame: tuple[int, int], rng: np.random.Generator) -> Sample:
+        names = self.table.landmark_names
+        mirror = None if names is None else mirrored(names, flipped=True)
+        return self.mixing(sample, self._another, frame, rng, mirror=mirror)
+
+    def _another(self, rng: np.random.Generator) -> Sample:
+        """Any picture, unchanged."""
+        return self._sample(int(rng.integers(len(self))))
 
     def _renamed(self, sample: Sample) -> Sample:
         """The sample with its landmarks under the names that they bear in a mirrored picture."""
@@ -93,14 +112,24 @@ class DetectionDataset(Dataset):
         """The batch for keys that share a frame; a `DataLoader` calls this once per batch."""
         return collate([self[key] for key in keys], keys[0].frame)
 
+    def warm_up(self) -> None:
+        """Changes one picture by `augment`, whether or not epoch 0 would: that imports what it needs."""
+        self.augment(self._sample(0), np.random.Generator(np.random.Philox(self.seed)))
+
     def target(self, index: int) -> Instances:
         """Picture `index`'s objects in its original pixels; always with `crowd`: all batches have the same fields."""
-        rows = slice(self._offsets[index], self._offsets[index + 1])
+        rows = slice(*self._offsets[index : index + 2].tolist())
         columns = (self.table.boxes[rows], self.table.labels[rows], self.table.crowd[rows])
         boxes, labels, crowd = (torch.from_numpy(column.copy()) for column in columns)
         points = self.table.landmarks
         landmarks = None if points is None else torch.from_numpy(points[rows].copy())
-        return Instances(boxes, labels, crowd=crowd, landmarks=landmarks)
+        return Instances(boxes, labels, masks=self._masks_of(rows), crowd=crowd, landmarks=landmarks)
+
+    def _masks_of(self, rows: slice) -> Tensor | None:
+        if self._outlines is None:
+            return None
+        every = range(rows.start, rows.stop)
+        return torch.from_numpy(self._outlines.masks(every, self.table.boxes[rows], self._masks))
 
     def _sample(self, index: int) -> Sample:
         size, shape = (tuple(array[index].tolist()) for array in (self.table.sizes, self.shapes))
@@ -143,36 +172,6 @@ def read_picture(path: str) -> np.ndarray:
 def has_file(path: str) -> bool:
     """Whether a picture is a file of its own, and not one of `shapes:…` or `mnist:…`."""
     return not path.startswith(("shapes:", "mnist:"))
-
-
-class _Cache:
-    """Pictures (3, h, w) of known sizes in one block of memory, shared by all processes that inherit or unpickle it."""
-
-    def __init__(self, shapes: np.ndarray) -> None:
-        self._shapes, self._starts = shapes, np.append(0, np.cumsum(3 * shapes.prod(1)))
-        needed, free = int(self._starts[-1]), _shared_memory_free()
-        if needed > 0.8 * free:
-            raise DataError(
-                f"the cache needs {needed / 1e9:.1f} GB of shared memory and {free / 1e9:.1f} GB is free; turn it off "
-                "(cache: false), choose a smaller max_size, or give the container more (docker run --shm-size)"
-            )
-        self._memory = torch.empty(needed, dtype=torch.uint8).share_memory_()
-        self.filled = torch.zeros(len(shapes), dtype=torch.bool).share_memory_()
-
-    def get(self, index: int) -> Tensor:
-        return self._view(index).clone(memory_format=torch.preserve_format)  # so that nobody changes the original
-
-    def put(self, index: int, image: Tensor) -> None:
-        self._view(index).copy_(image)
-        self.filled[index] = True  # two workers may both get here, with the same picture
-
-    def _view(self, index: int) -> Tensor:
-        height, width = self._shapes[index].tolist()
-        return self._memory[self._starts[index] : self._starts[index + 1]].view(height, width, 3).permute(2, 0, 1)
-
-
-def _shared_memory_free() -> float:
-    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else float("inf")
 
 
 class Loader(DataLoader):
@@ -227,7 +226,7 @@ def loader_for(
         world_size: how many those are.
     """
     if num_workers > 0 and dataset.augment is not None:
-        dataset[0]  # what augmentation imports on first use is imported once, here, not by every worker
+        dataset.warm_up()  # what augmentation imports on first use is imported once, here, not by every worker
     frames = frame_sizes(dataset.out_shapes, multiple=dataset.frame_multiple) if frames is None else frames
     membership = assign_frames(dataset.out_shapes, frames)
     sampler = BucketBatchSampler(

@@ -17,6 +17,7 @@ from itertools import pairwise
 import cv2
 import numpy as np
 
+from .outlines import encode
 from .table import DataError, Table
 
 CATEGORIES = ("circle", "square", "triangle", "star", "cross", "ring")
@@ -68,10 +69,11 @@ def read_shapes(path: str) -> np.ndarray:
     return _paint(rng, _place(rng, size)[0], size)
 
 
-def shapes_table(split: str, count: int, size: int, seed: int = 0) -> Table:
+def shapes_table(split: str, count: int, size: int, seed: int = 0, *, masks: bool = False) -> Table:
     """The annotations of `count` pictures of `size` pixels; splits and seeds share no picture.
 
-    Nothing is painted here: the paths are read by `read_shapes` when a loader asks for them.
+    Nothing is painted here: the paths are read by `read_shapes` when a loader asks for them. With `masks` there are
+    segmentations, as run lengths.
 
     Raises:
         DataError: no such split.
@@ -93,6 +95,7 @@ def shapes_table(split: str, count: int, size: int, seed: int = 0) -> Table:
         crowd=np.zeros(len(labels), bool),
         difficult=np.zeros(len(labels), bool),
         category_ids=np.arange(1, len(CATEGORIES) + 1),
+        segmentations=[encode(mask) for _, visible in scenes for mask in visible] if masks else None,
         captions=[[_sentence(objects)] for objects, _ in scenes],
         landmarks=np.concatenate([np.zeros((0, 4, 2), np.float32), *(_extremes(masks) for _, masks in scenes)]),
         landmark_names=list(LANDMARKS),

@@ -24,7 +24,8 @@ class Instances:
         boxes: (..., N, 4) float32, xyxy in pixels.
         labels: (..., N) int64, 0..C-1; -1 marks padding, whose other fields are undefined.
         scores: (..., N) float32 in [0, 1]; None for truth.
-        masks: (..., N, M, M), each object's mask within its own box at a fixed resolution; None where there are none.
+        masks: (..., N, M, M) float32, each object's mask within its own box at a fixed resolution: the share of each cell
+            that it covers, its own from 0.5 on; None where there are none.
         crowd: (..., N) bool, true where a box stands for a group (COCO's iscrowd); such boxes are neither learnt nor
             missed. None means no crowds.
         landmarks: (..., N, P, 2) float32, (x, y) in pixels, NaN where a point is not known; None where there are none.
@@ -147,6 +148,15 @@ class Instances:
         boxes, labels = pad("boxes", 0), pad("labels", -1)
         rest = (pad("scores", 0), pad("masks", 0), pad("crowd", False), pad("landmarks", torch.nan), pad("ids", -1))
         return Instances(boxes, labels, *rest)
+
+    @staticmethod
+    def concatenate(several: Sequence[Instances]) -> Instances:
+        """One image's objects after another's, all with the same fields; at least one image, without leading dimension."""
+        columns = {f.name: [getattr(one, f.name) for one in several] for f in fields(Instances)}
+        for name, column in columns.items():
+            if len({value is None for value in column}) > 1:
+                raise ValueError(f"some images have {name} and some have none")
+        return Instances(**{name: None if c[0] is None else torch.cat(c) for name, c in columns.items()})
 
 
 def _fits(value: Tensor, leading: tuple[int, ...], own: tuple[str | int, ...]) -> bool:

@@ -78,6 +78,10 @@ class DetectionTraining(LightningModule):
             self.detector.categories, self.detector.resize = list(data.categories), tuple(data.resize)
             self._seed = data.seed
 
+    def on_train_epoch_start(self) -> None:
+        data = self.trainer.datamodule
+        self.detector.refining = data is not None and data.plain(self.current_epoch)
+
     def forward(self, batch: Batch) -> Any:
         return self._forward[0](*batch.inputs)
 

@@ -136,13 +136,6 @@ def test_pictures_without_objects():
     assert changed.image.shape == (3, 60, 90)
 
 
-def test_masks_are_refused():
-    sample = make_sample()
-    sample.target.masks = torch.ones(2, 7, 7)
-    with pytest.raises(ValueError, match="masks"):
-        Augment()(sample, rng())
-
-
 @pytest.mark.parametrize("bad", [{"flip": 1.5}, {"colour": -0.1}, {"scale": (0.0, 1.0)}, {"scale": (2.0, 1.0)}])
 def test_bad_options_are_named(bad):
     (name,) = bad

@@ -169,13 +169,6 @@ def test_bad_options_are_named(bad):
         ScaleCrop(**bad)
 
 
-def test_masks_are_refused():
-    sample = make_sample()
-    sample.target.masks = torch.ones(1, 7, 7)
-    with pytest.raises(ValueError, match="masks"):
-        ScaleCrop()(sample, rng())
-
-
 @pytest.mark.parametrize("shape", [(40, 60), (41, 60), (40, 61), (43, 59), (20, 33), (20, 20), (21, 21)])
 @pytest.mark.parametrize("size", [20, (17, 20), (20, 13)])
 def test_crops_equal_torchvision(shape, size):

@@ -11,7 +11,9 @@ from lightning.pytorch.cli import LightningCLI
 
 from sightline.datasets import data_module
 from sightline.datasets.augment import Augment, crop
+from sightline.datasets.crops import ScaleCrop
 from sightline.datasets.data_module import DetectionData, Shapes, default_workers
+from sightline.datasets.mixing import Mixing
 from sightline.datasets.proposal_files import write_proposals
 from sightline.datasets.proposals import Boxes, Proposer, Regions
 from sightline.datasets.shapes import CATEGORIES, shapes_table
@@ -81,6 +83,60 @@ def test_resuming_with_workers(tmp_path):
     assert fit(make_data(num_workers=2), path).seen == expected[6:]
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_resuming_while_pictures_are_mixed(tmp_path, workers):
+    """One epoch of three is plain; before and in it a resumed run sees what the whole one did."""
+    options = {"mixing": Mixing(copy_paste=0.5), "plain_epochs": 1, "masks": 7}
+    expected = fit(make_data(**options)).seen
+    for step in (2, 6, 8):
+        path = tmp_path / f"{step}.ckpt"
+        fit(make_data(**options, num_workers=workers), callbacks=[SaveAndStop(step, path)])
+        assert fit(make_data(**options, num_workers=workers), path).seen == expected[step:]
+
+
+def test_the_last_epochs_are_plain():
+    mixed, plain = make_data(mixing=Mixing(), plain_epochs=1), make_data()
+    seen, expected = fit(mixed).seen, fit(plain).seen
+    assert seen[8:] == expected[8:]
+    assert all(one[:3] == other[:3] and one[3] != other[3] for one, other in zip(seen[:8], expected[:8], strict=True))
+    assert [mixed.plain(epoch) for epoch in range(4)] == [False, False, True, True]
+    assert not any(plain.plain(epoch) for epoch in range(4)), "nothing was mixed that could stop"
+    assert not make_data(mixing=Mixing()).plain(1000), "nobody knows the last epoch"
+    fit(mixed, max_epochs=-1, max_steps=5)
+    assert not mixed.plain(1000)
+
+
+def test_it_says_so_when_all_epochs_are_plain():
+    with pytest.warns(UserWarning, match="plain_epochs"):
+        assert fit(make_data(mixing=Mixing()), max_epochs=1).seen == fit(make_data(), max_epochs=1).seen
+
+
+def test_overfitting_mixes_nothing():
+    options = {"max_epochs": 2, "overfit_batches": 1}
+    assert fit(make_data(mixing=Mixing(), plain_epochs=0), **options).seen == fit(make_data(), **options).seen
+
+
+def test_only_training_pictures_are_mixed():
+    data = make_data(mixing=Mixing(), masks=7)
+    assert data.train_dataloader().dataset.mixing is data.mixing
+    assert data.val_dataloader().dataset.mixing is None
+    assert next(iter(data.val_dataloader())).targets.masks.shape[2:] == (7, 7)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mixing": Mixing(), "crop": ScaleCrop((32, 32))}, "data.mixing and data.crop"),
+        ({"mixing": Mixing(), "proposals": "boxes.json"}, "data.mixing and data.proposals"),
+        ({"plain_epochs": -1}, "plain_epochs"),
+        ({"masks": 0}, "masks"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(options, message):
+    with pytest.raises(DataError, match=message):
+        make_data(**options)
+
+
 def test_validation_sees_every_picture_once():
     model = fit(make_data(), max_epochs=1, num_sanity_val_steps=0)
     assert sorted(model.validated) == [1, 2, 3, 4, 5]
@@ -106,6 +162,8 @@ def test_options_from_the_command_line():
     assert data.augment == Augment(flip=0.3)
     assert data.shapes == Shapes(3, 2)
     assert model.num_classes == data.num_classes == len(CATEGORIES)
+    assert run("--data.mixing.scale", "[0.1, 2.0]", "--data.masks", "28")[0].mixing == Mixing(scale=(0.1, 2.0))
+    assert run()[0].mixing is None
     assert run("--data.augment", "null")[0].augment is None
     with pytest.raises(SystemExit):
         run("--data.augment.flop", "1")

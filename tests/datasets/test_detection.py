@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sightline.datasets import detection
+from sightline.datasets import cache, detection
 from sightline.datasets.augment import Augment
 from sightline.datasets.batching import Key
 from sightline.datasets.detection import DetectionDataset, loader_for
@@ -169,7 +169,7 @@ def test_cached_pictures_are_not_read_again(monkeypatch):
 
 
 def test_a_cache_too_large_says_so(monkeypatch):
-    monkeypatch.setattr(detection, "_shared_memory_free", lambda: 1000)
+    monkeypatch.setattr(cache, "_shared_memory_free", lambda: 1000)
     with pytest.raises(DataError, match="cache: false"):
         make_dataset(cache=True)
 

@@ -218,3 +218,16 @@ def test_a_moved_sample():
     other = INFO._replace(flipped=True)
     assert sample.moved(sample.image, lambda instances: instances, other).info is other
     assert replace(sample, proposals=None).moved(sample.image, lambda instances: instances).proposals is None
+
+
+def test_concatenate_puts_one_images_objects_after_anothers():
+    one = Instances(torch.rand(2, 4), torch.tensor([0, 1]), masks=torch.rand(2, 7, 7))
+    none = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64), masks=torch.zeros(0, 7, 7))
+    other = Instances(torch.rand(1, 4), torch.tensor([5]), masks=torch.rand(1, 7, 7))
+    whole = Instances.concatenate([one, none, other])
+    assert whole.labels.tolist() == [0, 1, 5]
+    assert torch.equal(whole.boxes[:2], one.boxes)
+    assert torch.equal(whole.masks[2:], other.masks)
+    assert whole.scores is None
+    with pytest.raises(ValueError, match="masks"):
+        Instances.concatenate([one, Instances(torch.rand(1, 4), torch.tensor([5]))])

@@ -12,6 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from sightline.datasets.data_module import Shapes
+from sightline.datasets.mixing import Mixing
 from sightline.detectors import load
 from sightline.evaluation import evaluate_coco
 from sightline.training import (
@@ -156,6 +157,21 @@ def test_moving_average_is_what_is_validated(tmp_path, tiny_detector, tiny_data)
     saved = load(tmp_path / "ema.ckpt", device="cpu").state_dict()
     assert torch.equal(saved[name], averaged.detector.state_dict()[name])
     assert not torch.equal(saved[name], plain.detector.state_dict()[name])
+
+
+def test_models_know_the_last_epochs(tmp_path, tiny_detector, tiny_data):
+    class Watch(Callback):
+        def __init__(self):
+            self.refining = []
+
+        def on_train_batch_start(self, trainer, pl_module, batch, index):
+            if index == 0:
+                self.refining.append(pl_module.detector.refining)
+
+    mixed, unmixed = Watch(), Watch()
+    trainer(tmp_path, mixed, epochs=3).fit(module(tiny_detector), tiny_data(mixing=Mixing(), plain_epochs=2))
+    trainer(tmp_path, unmixed, epochs=2).fit(module(tiny_detector), tiny_data(plain_epochs=2))
+    assert (mixed.refining, unmixed.refining) == ([False, True, True], [False, False])
 
 
 def test_nan_loss_names_the_pictures(tmp_path, tiny_detector, tiny_data):
