@@ -12,6 +12,14 @@ from collections.abc import Callable
 
 from .alexnet import alexnet, alexnet_2012
 from .classifiers import CLASSIFIERS, TOPS, build_classifier
+from .csp_darknet import (
+    csp_darknet_l,
+    csp_darknet_m,
+    csp_darknet_nano,
+    csp_darknet_s,
+    csp_darknet_tiny,
+    csp_darknet_x,
+)
 from .fpn import FPN, P6P7, BackboneWithFPN, MaxPoolP6, with_fpn
 from .freeze import freeze_stages, stages
 from .fully_convolutional import FullyConvolutional, to_convolutional
@@ -27,6 +35,15 @@ from .mobilenet_v2 import (
     mobilenet_v2_tf_lite_fpn,
 )
 from .norms import FrozenBatchNorm2d, Norm, norm_layer
+from .pafpn import (
+    BackboneWithPAFPN,
+    csp_darknet_l_pafpn,
+    csp_darknet_m_pafpn,
+    csp_darknet_nano_pafpn,
+    csp_darknet_s_pafpn,
+    csp_darknet_tiny_pafpn,
+    csp_darknet_x_pafpn,
+)
 from .protocol import Backbone, check_backbone
 from .resnet import (
     resnet10_narrow,
@@ -49,6 +66,7 @@ from .timm_features import wrap_timm
 from .vgg import vgg11, vgg11_bn, vgg13, vgg13_bn, vgg16, vgg16_bn, vgg19, vgg19_bn
 from .weights import BACKBONE_OF, OLD_TORCHVISION, Report, load_weights
 from .wrap import mobilenet_v3_large_fpn, wrap
+from .yolo_networks import yolo9, yolo9_bn, yolo20, yolo20_bn, yolo_narrow
 from .zfnet import zfnet
 
 BACKBONES: dict[str, Callable[..., Backbone]] = {
@@ -87,6 +105,23 @@ BACKBONES: dict[str, Callable[..., Backbone]] = {
     "googlenet": googlenet,
     "googlenet_2014": googlenet_2014,
     "squeezenet1_1": squeezenet1_1,
+    "yolo20": yolo20,
+    "yolo20_bn": yolo20_bn,
+    "yolo9": yolo9,
+    "yolo9_bn": yolo9_bn,
+    "yolo_narrow": yolo_narrow,
+    "csp_darknet_nano": csp_darknet_nano,
+    "csp_darknet_tiny": csp_darknet_tiny,
+    "csp_darknet_s": csp_darknet_s,
+    "csp_darknet_m": csp_darknet_m,
+    "csp_darknet_l": csp_darknet_l,
+    "csp_darknet_x": csp_darknet_x,
+    "csp_darknet_nano_pafpn": csp_darknet_nano_pafpn,
+    "csp_darknet_tiny_pafpn": csp_darknet_tiny_pafpn,
+    "csp_darknet_s_pafpn": csp_darknet_s_pafpn,
+    "csp_darknet_m_pafpn": csp_darknet_m_pafpn,
+    "csp_darknet_l_pafpn": csp_darknet_l_pafpn,
+    "csp_darknet_x_pafpn": csp_darknet_x_pafpn,
 }
 
 
@@ -128,7 +163,7 @@ def build_backbone(
 
 
 def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> None:
-    body = backbone.body if isinstance(backbone, BackboneWithFPN) else backbone
+    body = backbone.body if isinstance(backbone, (BackboneWithFPN, BackboneWithPAFPN)) else backbone
     # A wrapped `features` does not bear that name itself.
     flat = not any(key.startswith("features.") for key in body.state_dict())
     load_weights(

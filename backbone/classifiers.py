@@ -42,6 +42,7 @@ from .vgg import (
     vgg19_classifier,
 )
 from .weights import BACKBONE_OF, Report, load_weights
+from .yolo_networks import yolo9_bn_classifier, yolo9_classifier, yolo20_bn_classifier, yolo20_classifier
 from .zfnet import zfnet_classifier
 
 log = logging.getLogger(__name__)
@@ -70,6 +71,10 @@ CLASSIFIERS: dict[str, Callable[..., nn.Module]] = {
     "mobilenet_v2": mobilenet_v2_classifier,
     "mobilenet_v2_tf": mobilenet_v2_tf_classifier,
     "squeezenet1_1": squeezenet1_1_classifier,
+    "yolo20": yolo20_classifier,
+    "yolo20_bn": yolo20_bn_classifier,
+    "yolo9": yolo9_classifier,
+    "yolo9_bn": yolo9_bn_classifier,
     "st_cnn": st_cnn_classifier,
 }
 

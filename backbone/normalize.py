@@ -13,10 +13,10 @@ class Normalize(nn.Module):
 
     Args:
         mean, std: three numbers each, of RGB in [0, 1].
-        padding: of all three channels, after the normalisation. Zero is torchvision's detectors' way.
+        padding: the grey, 0 to 255, that padding is taken for; None for what normalises to zero, torchvision's detectors' way.
     """
 
-    def __init__(self, mean: Sequence[float], std: Sequence[float], padding: float = 0.0) -> None:
+    def __init__(self, mean: Sequence[float], std: Sequence[float], padding: float | None = None) -> None:
         super().__init__()
         self.padding = padding
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1))
@@ -40,5 +40,6 @@ class Normalize(nn.Module):
         columns = torch.arange(width, device=images.device) < sizes[:, 1, None]
         inside = rows[:, None, :, None] & columns[:, None, None, :]
         normalized = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        normalized = torch.where(inside, normalized, self.padding)
+        padding = 0.0 if self.padding is None else (self.padding / 255 - self.mean) / self.std
+        normalized = torch.where(inside, normalized, padding)
         return normalized.contiguous(memory_format=torch.channels_last)

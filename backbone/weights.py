@@ -9,13 +9,14 @@ import logging
 import os
 import pickle
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from .onnx_weights import read_onnx
 from .sources import WeightsError, find_weights
 
 log = logging.getLogger(__name__)
@@ -68,6 +69,7 @@ def load_weights(
     key: str | None = None,
     within: str | None = None,
     rename: Sequence[tuple[str, str]] = (),
+    convert: Callable[[dict[str, Tensor], Path], dict[str, Tensor]] | None = None,
     allow_missing: Sequence[str] = (),
     allow_unexpected: Sequence[str] = (),
 ) -> Report:
@@ -76,7 +78,7 @@ def load_weights(
     `num_batches_tracked` counts nothing that outputs depend on, and is neither missed nor unexpected.
 
     Args:
-        source: a path (.pth, .pt, .ckpt, .safetensors), an http(s) address, or a named source of the model such as
+        source: a path (.pth, .pt, .ckpt, .safetensors, .onnx), an http(s) address, or a named source of the model such as
             "imagenet".
         name: the model's name in `SOURCES`, where named sources are looked up.
         key: where in the file the weights lie, e.g. "ema"; by default the whole file, or its "state_dict" or "model".
@@ -85,6 +87,7 @@ def load_weights(
             as ever.
         rename: patterns and replacements (`re.sub`), applied in turn to each of the file's keys, e.g.
             `OLD_TORCHVISION`, or `[(r"^backbone\\.", "")]` to take a detector's backbone.
+        convert: from the renamed tensors and the file's path to the model's, where names alone do not do.
         allow_missing: prefixes of the model's keys that may keep their values, because the file lacks them or has
             another shape, e.g. ("fc.",) for another number of classes.
         allow_unexpected: prefixes of the file's keys that may go unused.
@@ -95,6 +98,7 @@ def load_weights(
     path = find_weights(source, name=name)
     theirs, left_out = _part(_state_dict(path, read_file(path), key), within, path)
     theirs = _renamed(theirs, rename, path)
+    theirs = theirs if convert is None else convert(theirs, path)
     ours = model.state_dict()
     report = _compare(str(path), theirs, ours)
     report.left_out = left_out
@@ -119,6 +123,8 @@ def read_file(path: Path) -> object:
     try:
         if path.suffix == ".safetensors":
             return _read_safetensors(path)
+        if path.suffix == ".onnx":
+            return read_onnx(path)
         return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
+from ..backbone.csp_darknet import SIZES
+from .augmented import augmented
 from .autoencoder import Autoencoder, autoencoder
 from .averaging import average_with
 from .checkpoint import load_with, save
@@ -25,6 +28,8 @@ from .localization import Localization, localization
 from .model import Detector
 from .overfeat import OverFeat, overfeat
 from .rcnn import rcnn
+from .yolov1 import YOLOv1, yolov1
+from .yolox import YOLOX, yolox
 
 DETECTORS: dict[str, Callable[..., Detector]] = {
     "faster_rcnn": faster_rcnn,
@@ -38,6 +43,9 @@ DETECTORS: dict[str, Callable[..., Detector]] = {
     "overfeat": overfeat,
     "classifier": classifier,
     "autoencoder": autoencoder,
+    "yolov1": yolov1,
+    "yolox": yolox,
+    **{f"yolox_{size}": partial(yolox, size) for size in SIZES},
 }
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
+
+from torch import Tensor
 
 from ..backbone import load_weights
 from .model import Detector
@@ -19,6 +22,7 @@ def finish(
     allow_missing: Sequence[str] = (),
     name: str | None = None,
     rename: Sequence[tuple[str, str]] = (),
+    convert: Callable[[dict[str, Tensor], Path], dict[str, Tensor]] | None = None,
 ) -> Model:
     """Notes how a model was made, and loads its weights.
 
@@ -28,7 +32,7 @@ def finish(
         weights: of the whole detector: None, a path, an address or a named source; see `load_weights`.
         allow_missing: prefixes of what may be missing, or of another shape, and then starts at random: the last layers.
         name: by which a named source knows the model.
-        rename: see `load_weights`.
+        rename, convert: see `load_weights`.
 
     Raises:
         WeightsError: weights that cannot be had or do not fit.
@@ -36,7 +40,8 @@ def finish(
     model.architecture = architecture
     if weights is not None:
         own = (r"^detector\.", "")  # a training run's checkpoint holds the model under that name
-        load_weights(model, weights, name=name, rename=(*rename, own), allow_missing=("normalize.", *allow_missing))
+        missing = ("normalize.", *allow_missing)
+        load_weights(model, weights, name=name, rename=(*rename, own), convert=convert, allow_missing=missing)
     # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
     architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
     return model

@@ -1,5 +1,6 @@
-"""Names of COCO's categories by the number that torchvision's weights give them: COCO's own id minus one, ten unused."""
+"""Names of COCO's categories."""
 
+# By the number that torchvision's weights give them: COCO's own id minus one, so that some are unused.
 # fmt: off
 COCO_91 = (
     "person", "bicycle", "car", "motorcycle", "airplane", "bus", "train", "truck",
@@ -16,3 +17,6 @@ COCO_91 = (
     "hair drier", "toothbrush",
 )
 # fmt: on
+
+# Those that COCO uses, in its order: what YOLOX and others number 0..79.
+COCO_80 = tuple(name for name in COCO_91 if name != "N/A")

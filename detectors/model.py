@@ -25,6 +25,7 @@ class Detector(nn.Module):
     Args:
         mean, std: of the pictures the backbone was trained on, RGB in [0, 1].
         num_classes: C.
+        padding: the grey, 0 to 255, around pictures in their frame; None for what normalises to zero.
 
     Attributes:
         categories: C names, in the order of the labels.
@@ -40,9 +41,11 @@ class Detector(nn.Module):
 
     task = "detection"
 
-    def __init__(self, *, mean: Sequence[float], std: Sequence[float], num_classes: int) -> None:
+    def __init__(
+        self, *, mean: Sequence[float], std: Sequence[float], num_classes: int, padding: float | None = None
+    ) -> None:
         super().__init__()
-        self.normalize = Normalize(mean, std)
+        self.normalize = Normalize(mean, std, padding)
         self.categories = [f"class {i}" for i in range(num_classes)]
         self.resize: tuple[int, int] | tuple[int, int, bool] = (800, 1333)
         self.proposer: Proposer | None = None

@@ -68,6 +68,7 @@ def pretend_trained(state: dict[str, torch.Tensor]) -> None:
 
 def test_torchvision_is_asked_for_all_that_it_has():
     ours_alone = {"st_cnn", "lenet", "alexnet_2012", "zfnet", "googlenet_2014", "mobilenet_v2_tf"}
+    ours_alone |= {"yolo20", "yolo20_bn", "yolo9", "yolo9_bn"}
     assert set(CLASSIFIERS) - set(TORCHVISION) == ours_alone
 
 

@@ -21,3 +21,15 @@ def test_own_constants_replace_those_of_the_weights():
 def test_constants_that_cannot_serve_are_refused(std):
     with pytest.raises(ValueError, match="three"):
         Normalize((0.5,) * 3, (1.0,) * 3).adopt([0.0] * len(std), std)
+
+
+def test_padding_of_a_grey():
+    """What is painted grey and what is padded are the same to the network, whatever its constants."""
+    normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5), padding=114)
+    images = torch.randint(0, 256, (2, 3, 4, 6), dtype=torch.uint8)
+    painted = images.clone()
+    painted[1, :, 3:], painted[1, :, :, 2:] = 114, 114
+    out = normalize(images, torch.tensor([[4, 6], [3, 2]]))
+    assert torch.equal(out, normalize(painted, torch.tensor([[4, 6]] * 2)))
+    normalize.adopt([0.1, 0.2, 0.3], [0.5, 0.25, 0.2])
+    assert torch.equal(normalize(images, torch.tensor([[4, 6], [3, 2]])), normalize(painted, torch.tensor([[4, 6]] * 2)))
