@@ -20,7 +20,8 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
     convolution, whose node is Conv_41. The graph is not run, and nothing else in it is looked at.
 
     Raises:
-        WeightsError: the onnx package is absent, the file is damaged, or a convolution's weights are computed in the graph.
+        WeightsError: the onnx package is absent, the file is damaged or has no convolutions, or the weights of one are
+            computed in the graph.
     """
     try:
         import onnx
@@ -40,6 +41,8 @@ def read_onnx(path: Path) -> dict[str, Tensor]:
         for kind, name in zip(("weight", "bias"), node.input[1:], strict=False):
             value = to_array(_constant(constants, name, node, path))
             state[f"{PREFIX}{i}.{node.name}.{kind}"] = torch.from_numpy(value.copy())
+    if not state:
+        raise WeightsError(f"{path} has no convolutions: it is empty, or of another kind of network")
     return state
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only, rank_zero_warn
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from .augment import Augment
 from .batching import frame_multiple, frame_sizes
@@ -174,7 +174,7 @@ class DetectionData(LightningDataModule):
         return len(self.categories)
 
     def setup(self, stage: str | None = None) -> None:
-        """Says once what was read and repaired."""
+        """Says once what was read and repaired, and whether `mixing` will never happen."""
         if self._told:
             return
         self._told = True
@@ -183,15 +183,15 @@ class DetectionData(LightningDataModule):
         for table in {id(table): table for table in self.tables.values()}.values():
             if table.problems.counts:
                 rank_zero_info(table.problems.summary())
+        if stage == "fit" and self.plain(0):
+            rank_zero_info(
+                f"warning: nothing is mixed: the last {self.plain_epochs} epochs are plain (data.plain_epochs), and there are "
+                f"{self.trainer.max_epochs} (trainer.max_epochs)"
+            )
 
     def train_dataloader(self) -> Loader:
         """Shuffled, changed at random, every batch full; with Lightning's `overfit_batches` fixed and unchanged."""
         fixed = self.trainer is not None and self.trainer.overfit_batches > 0
-        if not fixed and self.plain(0):
-            rank_zero_warn(
-                f"nothing is mixed: the last {self.plain_epochs} epochs are plain (data.plain_epochs), and there are "
-                f"{self.trainer.max_epochs} (trainer.max_epochs)"
-            )
         return self._loader("train", train=not fixed)
 
     def plain(self, epoch: int) -> bool:

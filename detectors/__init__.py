@@ -1,4 +1,4 @@
-"""Feature maps to boxes: the R-CNN family and its parts. `load("best.ckpt")` gives a trained detector."""
+"""Feature maps to boxes: the R-CNN family, YOLO, and their parts. `load("best.ckpt")` gives a trained detector."""
 
 from __future__ import annotations
 

@@ -1,9 +1,12 @@
 """Several trained models that answer as one. Classifiers' probabilities are averaged; boxes are fused.
 
-Boxes: weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.13302, section 3). Deviation: clusters form
-around the survivors of non-maximum suppression, as in box voting (Gidaris and Komodakis 2015,
-https://arxiv.org/abs/1505.01749, section 5), where the paper moves a cluster's box with each newcomer; so a batch is
-fused at once.
+Boxes: weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.13302, section 3). Deviations:
+- Clusters form around the survivors of non-maximum suppression, as in box voting (Gidaris and Komodakis 2015,
+  https://arxiv.org/abs/1505.01749, section 5), where the paper moves a cluster's box with each newcomer; so a batch is
+  fused at once.
+- Of a model's boxes in a cluster only the best counts. The others are what its own suppression let pass, and the mean with
+  them is a worse box with a lower score: fusing YOLOX-nano with nobody else cost 0.019 of its AP on COCO's pictures.
+- Boxes are one object from an IoU of 0.65 on (in the paper 0.55), which is where YOLOX's own suppression stands.
 
 Letters: B images, M models, D detections of an image by one model, K = M * D of them together.
 """
@@ -22,7 +25,7 @@ from .classification import whole_pictures
 from .model import Detector
 from .nms import nms
 
-IOU = 0.55  # the paper's, for detections of one object by several models
+IOU = 0.65  # of detections of one object by several models
 
 
 class Outputs(NamedTuple):
@@ -86,22 +89,24 @@ class DetectorEnsemble(Ensemble):
         pooled = Instances(*(torch.cat(parts, dim=1) for parts in zip(*map(_columns, found), strict=True)))
         if all(part.landmarks is not None for part in found):
             pooled.landmarks = torch.cat([part.landmarks for part in found], dim=1)
-        return fuse(pooled, models=len(found), most=max(part.labels.shape[1] for part in found))
+        members = torch.cat([torch.full_like(part.labels, m) for m, part in enumerate(found)], dim=1)
+        return fuse(pooled, members, models=len(found), most=max(part.labels.shape[1] for part in found))
 
 
 def _columns(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
     return instances.boxes, instances.labels, instances.scores
 
 
-def fuse(pooled: Instances, *, models: int, most: int) -> Instances:
+def fuse(pooled: Instances, members: Tensor, *, models: int, most: int) -> Instances:
     """Detections of several models as one set.
 
-    The best detection of a label and those that overlap it are one cluster, and so on with what is left. A cluster's box
-    (and landmarks) is its members' mean, weighted by their scores; its score their mean score, times the share of the
-    models that it has members for (the paper's equations 1 to 5).
+    The best detection of a label and those that overlap it are one cluster, and so on with what is left; of each model the
+    best in a cluster counts. A cluster's box (and landmarks) is the mean of those, weighted by their scores; its score is
+    their mean over all models, 0 of those that have none (the paper's equations 1 to 5).
 
     Args:
         pooled: (B, K), in any order, label -1 as padding.
+        members: (B, K) int64, the model that each is of.
         models: M.
         most: D, how many to return.
 
@@ -110,30 +115,34 @@ def fuse(pooled: Instances, *, models: int, most: int) -> Instances:
     """
     order = torch.where(pooled.labels >= 0, pooled.scores, -1).argsort(dim=1, descending=True, stable=True)
     each = torch.arange(len(order), device=order.device)[:, None]
-    pooled = pooled.map(lambda value: value[each, order])
-    weights = _clusters(pooled) * pooled.scores[:, None]  # (B, K, K): what a box counts in a cluster
-    count, total = (weights > 0).sum(dim=-1), weights.sum(dim=-1)
+    pooled, members = pooled.map(lambda value: value[each, order]), members[each, order]
+    weights = _clusters(pooled, members) * pooled.scores[:, None]  # (B, K, K): what a box counts in a cluster
+    total = weights.sum(dim=-1)
     shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
-    scores, best = (total / count.clamp(min=models)).topk(min(most, total.shape[1]), dim=1)
+    scores, best = (total / models).topk(min(most, total.shape[1]), dim=1)
     known = scores > 0
     labels = torch.where(known, pooled.labels[each, best], -1)
     landmarks = pooled.landmarks
-    if landmarks is not None:
-        landmarks = torch.einsum("bij,bjpc->bipc", shares, landmarks.nan_to_num())[each, best]
-    return Instances((shares @ pooled.boxes)[each, best], labels, scores, landmarks=landmarks)
+    with torch.autocast(shares.device.type, enabled=False):  # in half precision products lose whole pixels
+        boxes = (shares @ pooled.boxes)[each, best]
+        if landmarks is not None:
+            landmarks = torch.einsum("bij,bjpc->bipc", shares, landmarks.nan_to_num())[each, best]
+    return Instances(boxes, labels, scores, landmarks=landmarks)
 
 
-def _clusters(pooled: Instances) -> Tensor:
-    """(B, K, K) floats, 1 where a box (last dimension) belongs to the cluster of another, its best; best boxes come first."""
+def _clusters(pooled: Instances, members: Tensor) -> Tensor:
+    """(B, K, K) floats, 1 where a box (last dimension) counts in the cluster of another, its best; best boxes come first."""
     valid, same = pooled.labels >= 0, pooled.labels[:, :, None] == pooled.labels[:, None]
     heads = nms(pooled.boxes, valid, IOU, pooled.labels)
     overlap = iou(pooled.boxes, pooled.boxes)
     # A head is its own; others go to the first head that overlaps them, the one that struck them out.
     near = heads[:, :, None] & same & (overlap > IOU) & ~heads[:, None]
     near = near | torch.diag_embed(heads)
-    first = near.int().argmax(dim=1, keepdim=True)
-    belongs = torch.zeros_like(overlap).scatter(1, first, 1.0)
-    return belongs * (near.any(dim=1) & valid)[:, None]
+    first = near.int().argmax(dim=1)
+    alike = (first[:, :, None] == first[:, None]) & (members[:, :, None] == members[:, None])
+    best = ~alike.tril(diagonal=-1).any(dim=2)
+    belongs = torch.zeros_like(overlap).scatter(1, first[:, None], 1.0)
+    return belongs * (near.any(dim=1) & valid & best)[:, None]
 
 
 def ensemble(models: Sequence[Detector]) -> Ensemble:

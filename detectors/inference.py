@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -69,15 +69,27 @@ def find(model: Detector, image: Tensor, *, score: float = 0.5) -> Instances:
 
     A model's proposer sees the picture as it is, not as it is resized for the network: as `datasets.propose` does it.
     """
-    nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    proposals = None if model.proposer is None else as_instances(model.proposer(to_hwc(image)))
-    sample = Sample(image, nothing, ImageInfo(0, "picture", tuple(image.shape[1:])), proposals)
-    sample = resize(sample, *model.resize)
+    return find_each(model, [image], score=score)[0]
+
+
+def find_each(model: Detector, images: Sequence[Tensor], *, score: float = 0.5) -> list[Instances]:
+    """The objects in several pictures of one size, which the model sees as one batch; each as `find` gives it."""
+    samples = [resize(_to_detect(model, image), *model.resize) for image in images]
     device = next(model.parameters()).device
-    batch = collate([sample], frame_for(sample.image.shape[1:], model.resize)).to(device)
+    batch = collate(samples, frame_for(samples[0].image.shape[1:], model.resize)).to(device)
     with evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
         found = model.detect(*batch.inputs).to("cpu")
-    found = found[0].to_original(sample.info)
+    return [_kept(model, found[i].to_original(sample.info), score) for i, sample in enumerate(samples)]
+
+
+def _to_detect(model: Detector, image: Tensor) -> Sample:
+    nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    proposals = None if model.proposer is None else as_instances(model.proposer(to_hwc(image)))
+    return Sample(image, nothing, ImageInfo(0, "picture", tuple(image.shape[1:])), proposals)
+
+
+def _kept(model: Detector, found: Instances, score: float) -> Instances:
+    """The detections of at least that score, best first."""
     found = found[found.scores.argsort(descending=True, stable=True)]
     kept = found.scores >= score
     if model.task == "classification":

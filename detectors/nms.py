@@ -1,6 +1,6 @@
-"""Greedy non-maximum suppression of many groups at once, with results of fixed shape.
+"""Greedy non-maximum suppression of many groups at once, with results of fixed shape, and the best of what it leaves.
 
-Letters: G groups (an image, or one pyramid level of an image), K boxes a group.
+Letters: G groups (an image, or one pyramid level of an image), K boxes a group, B images.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import functools
 import torch
 from torch import Tensor
 
+from ..datasets.structures import Instances
+from .assignment import gather
 from .boxes import iou
 
 # Boxes resolved together on the plain path: the IoU held at a time is G x BLOCK x K.
@@ -32,6 +34,28 @@ def nms(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tensor | Non
         (G, K) bool.
     """
     return _nms(boxes.detach(), valid, iou_threshold, labels)
+
+
+def best(boxes: Tensor, scores: Tensor, labels: Tensor, kept: Tensor, most: int) -> Instances:
+    """What a detector answers: of each image the best boxes among those that were kept.
+
+    Args:
+        boxes: (B, K, 4), xyxy.
+        scores: (B, K).
+        labels: (B, K) int64.
+        kept: (B, K) bool, e.g. the survivors of `nms`; those of score 0 are no answers either.
+        most: how many an image gets at most.
+
+    Returns:
+        Instances of (B, min(most, K)), best first; as padding boxes and scores are 0, labels -1.
+    """
+    scores, order = torch.where(kept, scores, -1).topk(min(most, scores.shape[1]), dim=1)
+    found = scores > 0
+    return Instances(
+        torch.where(found[..., None], gather(boxes, order), 0),
+        torch.where(found, labels.gather(1, order), -1),
+        scores.clamp(min=0),
+    )
 
 
 # One operator to torch.compile and torch.export, which cannot look into the plain version: how often it repeats depends on

@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..datasets.structures import Instances
 from .assignment import Matches, Samples, gather, match, mean_over_images, sample
 from .boxes import clip, decode, encode, full_precision
-from .nms import nms
+from .nms import best, nms
 from .truncated_svd import low_rank, two_ranks
 
 
@@ -142,13 +142,7 @@ class RoIHead(nn.Module):
         boxes = clip(boxes, sizes)
         large = (boxes[..., 2:] - boxes[..., :2] >= self.min_side).all(dim=-1)
         kept = nms(boxes, (scores > 0) & large, self.iou_threshold, label)
-        scores, order = torch.where(kept, scores, -1).topk(min(self.detections, scores.shape[1]), dim=1)
-        found = scores > 0
-        return Instances(
-            torch.where(found[..., None], gather(boxes, order), 0),
-            torch.where(found, label.gather(1, order), -1),
-            scores.clamp(min=0),
-        )
+        return best(boxes, scores, label, kept, self.detections)
 
 
 class TwoLayerHead(nn.Module):

@@ -75,7 +75,13 @@ class YOLOHead(nn.Module):
         x = self.stems[level](feature)
         logits = self.cls_preds[level](self.cls_convs[level](x))
         x = self.reg_convs[level](x)
-        return _rows(logits), _rows(self.reg_preds[level](x)), _rows(self.obj_preds[level](x))
+        return _rows(logits), _rows(self._deltas(level, x)), _rows(self.obj_preds[level](x))
+
+    def _deltas(self, level: int, x: Tensor) -> Tensor:
+        """(B, 4, H, W); not in half precision, in which the width of a large box would be good to some pixels only."""
+        conv = self.reg_preds[level]
+        with torch.autocast("cpu" if x.is_meta else x.device.type, enabled=False):
+            return conv(x.to(conv.weight.dtype))
 
 
 def _tower(width: int, depthwise: bool, norm: Norm) -> nn.Sequential:

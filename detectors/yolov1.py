@@ -10,9 +10,9 @@ Letters: as in `yolov1_cells.py`; H, W pixels of the frame, D detections.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
-import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone, BackboneWithFPN, Norm, build_backbone, check_backbone, norm_layer
@@ -22,7 +22,7 @@ from .assignment import gather
 from .boxes import clip, full_precision
 from .building import finish
 from .model import Detector
-from .nms import nms
+from .nms import best, nms
 from .yolov1_cells import decode, split
 from .yolov1_head import Head, detection_layers
 from .yolov1_loss import yolo_losses
@@ -85,13 +85,8 @@ class YOLOv1(Detector):
         boxes, labels = gather(boxes, idxs // self.head.num_classes), idxs % self.head.num_classes
         solid = (boxes[..., 2:] > boxes[..., :2]).all(dim=-1)
         kept = nms(boxes, (scores > self.score_threshold) & solid, self.iou_threshold, labels)
-        scores, order = torch.where(kept, scores, -1).topk(min(self.detections, scores.shape[1]), dim=1)
-        found = scores > 0
-        return Instances(
-            torch.where(found[..., None], gather(boxes, order), 0),
-            torch.where(found, labels.gather(1, order), -1),
-            scores.clamp(0, 1),
-        )
+        found = best(boxes, scores, labels, kept, self.detections)
+        return replace(found, scores=found.scores.clamp(max=1))
 
 
 def _wrong_size(images: Tensor, side: int) -> str:

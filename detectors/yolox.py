@@ -14,7 +14,6 @@ import difflib
 from functools import partial
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from ..backbone import Backbone, build_backbone, norm_layer
@@ -24,7 +23,7 @@ from .assignment import gather
 from .boxes import clip
 from .building import finish
 from .model import Detector
-from .nms import nms
+from .nms import best, nms
 from .yolo_head import Predictions, YOLOHead, decode_boxes, points
 from .yolox_losses import dense_losses, single_losses
 from .yolox_weights import LAST, convert
@@ -114,13 +113,7 @@ class YOLOX(Detector):
         kept = (scores > self.score_threshold) & (boxes[..., 2:] - boxes[..., :2] >= self.min_side).all(dim=-1)
         if suppressing:
             kept = nms(boxes, kept, self.iou_threshold, labels)
-        scores, order = torch.where(kept, scores, -1).topk(min(self.detections, scores.shape[1]), dim=1)
-        found = scores > 0
-        return Instances(
-            torch.where(found[..., None], gather(boxes, order), 0),
-            torch.where(found, labels.gather(1, order), -1),
-            scores.clamp(min=0),
-        )
+        return best(boxes, scores, labels, kept, self.detections)
 
 
 def best_pairs(predictions: Predictions, count: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,8 +128,8 @@ def best_pairs(predictions: Predictions, count: int) -> tuple[Tensor, Tensor, Te
     """
     logits, objectness = predictions.logits, predictions.objectness.sigmoid()
     categories = logits.shape[-1]
-    best = logits.amax(dim=-1).sigmoid() * objectness
-    idxs = best.topk(min(count, best.shape[1]), dim=1).indices
+    highest = logits.amax(dim=-1).sigmoid() * objectness
+    idxs = highest.topk(min(count, highest.shape[1]), dim=1).indices
     scores = (gather(logits, idxs).sigmoid() * gather(objectness, idxs)[..., None]).flatten(1)
     scores, pairs = scores.topk(min(count, scores.shape[1]), dim=1)
     return scores, idxs.gather(1, pairs // categories), pairs % categories

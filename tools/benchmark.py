@@ -63,7 +63,7 @@ def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> 
     for spec, model in models.items():
         mine = [row for row in rows if row.model == spec]
         if not has_weights(spec):
-            print(f"{spec}: not scored, its weights are random; give it some: {spec}@WEIGHTS")
+            print(f"{spec}: not scored, its weights are random; give it some: {spec.rstrip('@')}@WEIGHTS")
             continue
         try:
             batch_size = max(row.batch for row in mine)

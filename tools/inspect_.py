@@ -7,6 +7,7 @@ sightline inspect vgg16 --activations --init small_random --png start.png
 sightline inspect coco/ --png examples.png                      # counts, sizes and examples
 sightline inspect coco/ --statistics coco.npz --size 32         # mean, mean image, PCA and whitening, for later
 sightline inspect best.ckpt                                     # a trained model: categories and layers
+sightline inspect yolox_nano@yolox_nano.pth                     # the same of a name with weights
 sightline inspect best.ckpt --picture dog.jpg --png heat.png    # what it looks at
 """
 
@@ -38,10 +39,11 @@ from sightline.datasets.shapes import shapes_table
 from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc, resize, resize_image
-from sightline.detectors import DETECTORS, Detector, load
+from sightline.detectors import DETECTORS, Detector
 from sightline.detectors.inference import usable_device
 from sightline.detectors.saliency import heat_map
 from sightline.evaluation.drawing import annotate
+from sightline.tools import model_names
 from sightline.tools.inspect_data import draw_examples, store_statistics, summary, tables_of
 from sightline.tools.inspect_pictures import overlay, plot_activations
 from sightline.tools.main import run
@@ -73,8 +75,8 @@ def main(argv: list[str] | None = None) -> int:
     elif arguments.activations:
         show, task = _show_activations, "--activations"
     _check_options(arguments, task)
-    if Path(what).suffix in CHECKPOINTS:
-        model: nn.Module = load(what, device=usable_device(arguments.device))
+    if "@" in what or Path(what).suffix in CHECKPOINTS:
+        model: nn.Module = model_names.build(what, usable_device(arguments.device))
     else:
         model = build(what, real=show is not _show_layers)
     show(model, arguments)
@@ -287,7 +289,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
-    add("what", nargs="?", metavar="WHAT", help="a model's name, a data set or a checkpoint")
+    add("what", nargs="?", metavar="WHAT", help="a model's name, a data set or a checkpoint (or NAME@WEIGHTS)")
     add("--data", metavar="PATH", help="a data set; beside a model, the pictures of --activations (shapes, or noise)")
     add("--split", help="only this part of the data set")
     add(

@@ -54,16 +54,19 @@ def run(tool: str, argv: list[str]) -> int:
     try:
         return importlib.import_module(f"sightline.tools.{MODULES.get(tool, tool)}").main(argv) or 0
     except (ValueError, OSError) as error:  # DataError, WeightsError and TrainingError are ValueErrors
-        if not _ours(error):
+        told: BaseException | None = error
+        while told is not None and not _ours(told):
+            told = told.__cause__  # jsonargparse wraps what the constructors of options say in a list of types
+        if told is None:
             raise
-        print(f"sightline {tool}: {error}", file=sys.stderr)
+        print(f"sightline {tool}: {told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nsightline {tool}: stopped", file=sys.stderr)
         return 130
 
 
-def _ours(error: Exception) -> bool:
+def _ours(error: BaseException) -> bool:
     """Whether the message was written for people: raised by Sightline's own code, not deep inside a library."""
     traceback = error.__traceback__
     while traceback and traceback.tb_next:

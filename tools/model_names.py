@@ -42,7 +42,7 @@ def trained(word: str, device: torch.device | str) -> Detector:
     """
     if not has_weights(word):
         raise DataError(
-            f"{word} alone has random weights and finds nothing; name some, a file's path say: {word}@WEIGHTS"
+            f"{word} alone has random weights and finds nothing; name some, a file's path say: {word.rstrip('@')}@WEIGHTS"
         )
     return build(word, device)
 

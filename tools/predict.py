@@ -4,6 +4,8 @@
     sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
     sightline predict best.ckpt "in/*.png" --classes person car --score 0.7 --no-pictures --csv found.csv
     sightline predict best.ckpt --ensemble other.ckpt --out both street.jpg
+    sightline predict best.ckpt --flip --multiscale 1 1.5 street.jpg    # four looks at each picture
+    sightline predict best.ckpt --tiles 640 aerial/                     # small objects in large pictures
     sightline predict best.ckpt clip.mp4 --track --mot tracks.txt       # which car is which, from frame to frame
     sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
 
@@ -24,20 +26,23 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from functools import partial
 
 import torch
 from tqdm import tqdm
 
 from sightline.datasets.sources import Frames, frames, is_video
+from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc
 from sightline.detectors import Detector
 from sightline.detectors.inference import find, usable_device
+from sightline.detectors.tiling import find_tiled
 from sightline.detectors.video_tracking import VideoTracker, video_of
-from sightline.tools.checkpoints import add_options, load_model
+from sightline.tools.checkpoints import add_options, add_tile_options, load_model, tiling_of
 from sightline.tools.main import run
 from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable, MotText
 
@@ -49,12 +54,14 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     pictures = frames(arguments.sources, arguments.every)
     model = load_model(arguments, usable_device(arguments.device))
+    tiling = tiling_of(arguments, model)
+    look = partial(find_tiled, **asdict(tiling)) if tiling else find
     wanted = labels_of(arguments.classes, model.categories)
     tracker = VideoTracker(arguments.score, arguments.every) if arguments.track else None
     score = tracker.low if tracker else arguments.score
     with ExitStack() as files:
         writers = [files.enter_context(writer) for writer in _writers(arguments, pictures, model.categories)]
-        tally = predict(model, pictures, writers, score=score, wanted=wanted, tracker=tracker)
+        tally = predict(model, pictures, writers, score=score, wanted=wanted, tracker=tracker, look=look)
     if pictures.problems.counts:
         print(pictures.problems.summary(), file=sys.stderr)
     written = [] if arguments.no_pictures else [arguments.out]
@@ -100,6 +107,7 @@ def predict(
     score: float = 0.5,
     wanted: torch.Tensor | None = None,
     tracker: VideoTracker | None = None,
+    look: Callable[..., Instances] = find,
 ) -> Tally:
     """Looks at one picture after the other and hands it, with what was found, to the writers.
 
@@ -110,11 +118,12 @@ def predict(
         score: the least score of a detection.
         wanted: the labels to look for; None for all.
         tracker: follows objects from frame to frame; None for nobody.
+        look: how the model looks at a picture: called as `find` is.
     """
     tally, started = Tally(), time.perf_counter()
     with stoppable() as stop, tqdm(total=pictures.total, unit=" pictures", disable=None) as bar:
         for number, frame in enumerate(pictures, 1):
-            found = find(model, from_hwc(frame.image), score=score)
+            found = look(model, from_hwc(frame.image), score=score)
             if wanted is not None:
                 found = found[torch.isin(found.labels, wanted)]
             if tracker is not None:
@@ -191,6 +200,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "sources", metavar="SOURCE", nargs="+", help="a picture, folder, pattern, video, stream or camera's number"
     )
     add_options(parser)
+    add_tile_options(parser)
     parser.add_argument("--out", metavar="FOLDER", default="predictions", help="for annotated pictures (predictions)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing; needs --json or --csv")
     parser.add_argument("--json", metavar="FILE", help="all detections as COCO's results")

@@ -136,10 +136,10 @@ class TrainCLI(LightningCLI):
 
     def _callbacks(self, options: RunOptions, folder: RunFolder) -> list[Callback]:
         name, mode = self.monitor
-        best = ModelCheckpoint(
-            folder.checkpoints, "best", monitor=name, mode=mode, save_last=True, enable_version_counter=False
-        )
-        callbacks: list[Callback] = [best, SaveOnInterrupt(folder.last), LearningRateMonitor("epoch"), TrainingClock()]
+        best = ModelCheckpoint(folder.checkpoints, "best", monitor=name, mode=mode, enable_version_counter=False)
+        # Not `save_last`, which only writes where a best one is written: runs would be resumed from the best epoch.
+        last = ModelCheckpoint(folder.checkpoints, "last", save_on_train_epoch_end=False, enable_version_counter=False)
+        callbacks: list[Callback] = [best, last, LearningRateMonitor("epoch"), TrainingClock()]
         if options.ema is not None:
             callbacks.append(MovingAverage(options.ema))
         if options.patience is not None:
@@ -150,7 +150,7 @@ class TrainCLI(LightningCLI):
             callbacks.append(StagedUnfreezing(options.unfreeze))
         if options.ratios:
             callbacks.append(UpdateRatios())
-        return callbacks
+        return [*callbacks, SaveOnInterrupt(folder.last)]
 
     def train(self, *, resume: bool = False) -> int:
         """Trains, then scores the best checkpoint and writes the report; or does what stands in place of training.

@@ -18,6 +18,8 @@ class SaveOnInterrupt(Callback):
     A second Ctrl-C ends it at once, unsaved. With several processes, whose steps cannot be held at one place by a signal,
     Lightning's own handling stays, and a run resumes from its last epoch.
 
+    It belongs behind all other callbacks: what these make of a step (a moving average, say) is to be in what is saved.
+
     Args:
         path: the checkpoint to write.
     """

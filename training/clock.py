@@ -19,6 +19,9 @@ class TrainingClock(Callback):
         self.seconds = 0.0
         self._started: float | None = None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._started = time.perf_counter()  # a run resumed in the middle of an epoch does not start that one
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._started = time.perf_counter()
 
@@ -27,7 +30,9 @@ class TrainingClock(Callback):
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         pl_module.log("train_seconds", self.seconds, rank_zero_only=True)
-        if trainer.state.fn == "fit":  # an epoch may be validated more than once
+
+    def on_train_batch_start(self, trainer: Trainer, *_: Any) -> None:
+        if self._started is None:  # after a validation, and what was saved then, in the middle of an epoch
             self._started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,10 +43,13 @@ class TrainingClock(Callback):
             return
         if device.type == "cuda":  # what the GPU was told and has not done yet is training too
             torch.cuda.synchronize(device)
-        self.seconds, self._started = self.seconds + time.perf_counter() - self._started, None
+        self.seconds, self._started = self._now(), None
+
+    def _now(self) -> float:
+        return self.seconds + (0.0 if self._started is None else time.perf_counter() - self._started)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"seconds": self.seconds}
+        return {"seconds": self._now()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.seconds = state["seconds"]

@@ -78,6 +78,9 @@ class DetectionTraining(LightningModule):
             self.detector.categories, self.detector.resize = list(data.categories), tuple(data.resize)
             self._seed = data.seed
 
+    def on_train_start(self) -> None:
+        self.on_train_epoch_start()  # a run resumed in the middle of an epoch does not start that one
+
     def on_train_epoch_start(self) -> None:
         data = self.trainer.datamodule
         self.detector.refining = data is not None and data.plain(self.current_epoch)

@@ -57,7 +57,7 @@ class RunFolder:
         if not run.config.exists():
             raise DataError(f"{path} is no run folder: it has no config.yaml; name one like runs/shapes/1")
         if not run.last.exists():
-            raise DataError(f"{path} has no {run.last.relative_to(path)}: it was stopped before its first epoch ended")
+            raise DataError(f"{path} has no {run.last.relative_to(path)}: it was stopped before its first validation")
         return run
 
     def finish(self, scored: Scored, table: Table, details: Mapping[str, str], extra: Mapping[str, float]) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import os
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..datasets.detection import DetectionDataset, Loader, loader_for
+from ..datasets.detection import DetectionDataset, Loader, loader_for, read_picture, start_worker, with_plain_errors
 from ..datasets.propose import propose
 from ..datasets.table import DataError, Table
+from ..datasets.transforms import from_hwc
 from ..detectors.model import Detector
+from ..detectors.tiling import Tiling, find_tiled
 from ..evaluation import DetectionCollector, Detections, Truth
 from .tasks import Result, evaluate
 
@@ -75,6 +79,46 @@ def score(
     return judge(model, table, collector, seconds=time.perf_counter() - started, max_dets=max_dets)
 
 
+def score_tiled(
+    model: Detector,
+    table: Table,
+    tiling: Tiling,
+    *,
+    batch_size: int = 8,
+    num_workers: int = 0,
+    max_dets: tuple[int, ...] = (1, 10, 100),
+    progress: bool = True,
+) -> Scored:
+    """As `score`, looking at every picture tile by tile; a model's proposer works on each tile anew.
+
+    Args:
+        tiling: how pictures are cut.
+        batch_size: tiles at a time.
+
+    Raises:
+        ValueError: the model answers for whole pictures.
+        DataError: the data set has a category that the model does not know, or a picture cannot be read.
+    """
+    data_labels(model.categories, table.categories)  # raises before the work, not after it
+    started = time.perf_counter()
+    pictures = DataLoader(_Pictures(table), batch_size=None, num_workers=num_workers, worker_init_fn=start_worker)
+    collector = detect_tiled(model, pictures, tiling, batch_size=batch_size, progress=progress)
+    return judge(model, table, collector, seconds=time.perf_counter() - started, max_dets=max_dets)
+
+
+class _Pictures(Dataset):
+    """A table's pictures as (image id, (3, H, W) uint8)."""
+
+    def __init__(self, table: Table) -> None:
+        self.ids, self.paths = table.image_ids, table.paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[int, Tensor]:
+        return int(self.ids[index]), from_hwc(read_picture(self.paths[index]))
+
+
 def judge(
     model: Detector,
     table: Table,
@@ -105,6 +149,17 @@ def detect_all(model: Detector, loader: Loader, *, progress: bool = True) -> Det
             found = model.detect(*batch.inputs)
         collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])
     model.train(training)
+    return collector
+
+
+def detect_tiled(
+    model: Detector, pictures: DataLoader, tiling: Tiling, *, batch_size: int = 8, progress: bool = True
+) -> DetectionCollector:
+    """A detector's findings in all of (image id, (3, H, W) uint8), each looked at in tiles, in the pictures' pixels."""
+    collector, options = DetectionCollector(), asdict(tiling) | {"batch_size": batch_size}
+    bar = tqdm(with_plain_errors(pictures), "detect", len(pictures), unit="picture", disable=None if progress else True)
+    for image_id, image in bar:
+        collector.update([find_tiled(model, image, score=0.0, **options)], [image_id])
     return collector
 
 

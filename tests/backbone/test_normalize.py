@@ -32,4 +32,6 @@ def test_padding_of_a_grey():
     out = normalize(images, torch.tensor([[4, 6], [3, 2]]))
     assert torch.equal(out, normalize(painted, torch.tensor([[4, 6]] * 2)))
     normalize.adopt([0.1, 0.2, 0.3], [0.5, 0.25, 0.2])
-    assert torch.equal(normalize(images, torch.tensor([[4, 6], [3, 2]])), normalize(painted, torch.tensor([[4, 6]] * 2)))
+    assert torch.equal(
+        normalize(images, torch.tensor([[4, 6], [3, 2]])), normalize(painted, torch.tensor([[4, 6]] * 2))
+    )

@@ -40,6 +40,12 @@ def test_weights_in_order_of_execution(tmp_path):
     state["onnx.0.Conv_0.weight"].add_(1)  # the file's own memory is read-only
 
 
+def test_a_file_without_convolutions(tmp_path):
+    (tmp_path / "empty.onnx").touch()
+    with pytest.raises(WeightsError, match=r"empty.onnx has no convolutions"):
+        read_file(tmp_path / "empty.onnx")
+
+
 def test_weights_that_are_computed(tmp_path):
     onnx.save(network(helper.make_node("Abs", ["372"], ["w"])), tmp_path / "network.onnx")
     with pytest.raises(WeightsError, match=r"network.onnx: 'w', of convolution Conv_9, is computed in the graph"):

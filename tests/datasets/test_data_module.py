@@ -106,9 +106,10 @@ def test_the_last_epochs_are_plain():
     assert not mixed.plain(1000)
 
 
-def test_it_says_so_when_all_epochs_are_plain():
-    with pytest.warns(UserWarning, match="plain_epochs"):
+def test_it_says_so_once_when_all_epochs_are_plain(caplog):
+    with caplog.at_level(logging.INFO, "lightning.pytorch.utilities.rank_zero"):
         assert fit(make_data(mixing=Mixing()), max_epochs=1).seen == fit(make_data(), max_epochs=1).seen
+    assert caplog.text.count("warning: nothing is mixed: the last 15 epochs are plain") == 1
 
 
 def test_overfitting_mixes_nothing():

@@ -7,6 +7,7 @@ import torch
 
 from sightline.datasets.structures import Instances
 from sightline.detectors import (
+    augmented,
     autoencoder,
     classifier,
     fast_rcnn,
@@ -15,6 +16,8 @@ from sightline.detectors import (
     localization,
     overfeat,
     rcnn,
+    yolov1,
+    yolox,
 )
 from sightline.detectors.roi_transformer import RoITransformer, upright_to_rotated
 
@@ -41,15 +44,19 @@ OTHERS = {
     "classifier": lambda: classifier("resnet18", 3),
     "localization": lambda: localization("resnet18", 3, norm="batch", objects=2),
     "overfeat": lambda: overfeat(3, network="small"),
+    "yolox": lambda: yolox("nano", 3),
+    "yolox, one to one": lambda: yolox("nano", 3, one_to_one=True),
+    "yolov1": lambda: yolov1("resnet18", 3, size=256, hidden=(64,)),
     "autoencoder": lambda: autoencoder("resnet18"),
+    "several looks": lambda: augmented(MODELS["pyramid"](), scales=(1, 1.5), flip=True, upturn=True),
     "tied autoencoder": lambda: autoencoder("vgg11", tied=True),
 }
 EVERY = MODELS | TOLD | OTHERS
 
 
-def batch():
-    images = torch.randint(0, 256, (2, 3, 256, 320), dtype=torch.uint8)
-    sizes = torch.tensor([[256, 320], [200, 310]])
+def batch(width=320):
+    images = torch.randint(0, 256, (2, 3, 256, width), dtype=torch.uint8)
+    sizes = torch.tensor([[256, width], [200, width - 10]])
     boxes = torch.tensor([[[20.0, 30, 120, 200], [100, 10, 300, 90], [0, 0, 0, 0]]] * 2)
     labels = torch.tensor([[0, 2, -1], [1, -1, -1]])
     return images.cuda(), sizes.cuda(), Instances(boxes, labels).to("cuda")
@@ -75,7 +82,7 @@ def no_waiting():
 @pytest.mark.parametrize("name", EVERY)
 def test_a_step_does_not_wait(name, no_waiting):
     model = EVERY[name]().cuda()
-    images, sizes, targets = batch()
+    images, sizes, targets = batch(256 if name == "yolov1" else 320)
     given = proposals(name)
 
     def step():
@@ -95,7 +102,7 @@ def test_a_step_does_not_wait(name, no_waiting):
 @pytest.mark.parametrize("name", EVERY)
 def test_detection_does_not_wait(name, no_waiting):
     model = EVERY[name]().cuda().eval()
-    images, sizes, _ = batch()
+    images, sizes, _ = batch(256 if name == "yolov1" else 320)
     given = proposals(name)
     with torch.inference_mode(), torch.autocast("cuda", torch.bfloat16):
         model.detect(images, sizes, *given)

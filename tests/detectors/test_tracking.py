@@ -279,11 +279,11 @@ def test_thousands_of_detections():
     rng = np.random.default_rng(0)
     corner = rng.uniform(0, 4000, (2000, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(20, 80, (2000, 2))], axis=1)
-    tracker, started = Tracker(), time.perf_counter()
+    tracker, started = Tracker(), time.process_time()
     for _ in range(4):
         found = boxes + rng.normal(0, 0.5, boxes.shape)
         tracker.update(Instances(torch.tensor(found).float(), torch.zeros(2000).long(), torch.full((2000,), 0.9)))
-    assert time.perf_counter() - started < 10
+    assert time.process_time() - started < 10
     assert tracker.count == 2000
 
 

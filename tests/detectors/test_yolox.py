@@ -400,6 +400,17 @@ def test_half_precision_networks_predict_in_full(model):
     assert found.boxes.dtype == torch.float32
 
 
+@torch.inference_mode()
+def test_boxes_are_not_rounded_to_half_precision():
+    """A log width of 3 is good to 1/128 in bfloat16, the width to two pixels of 256; numbers from it are not on its grid."""
+    model = sure(yolox("nano", CLASSES)).eval()
+    images, sizes = batch()
+    with torch.autocast("cpu", torch.bfloat16):
+        deltas = model(images, sizes).dense.deltas
+    assert deltas.dtype == torch.float32
+    assert (deltas != deltas.bfloat16().float()).float().mean() > 0.9
+
+
 def test_a_checkpoint_is_complete(model, tmp_path):
     model.eval()
     model.categories = ["a", "b", "c"]

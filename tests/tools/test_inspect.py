@@ -10,7 +10,7 @@ from torch import nn
 from sightline.datasets.shapes import draw
 from sightline.datasets.statistics import Statistics
 from sightline.datasets.structures import Instances
-from sightline.detectors import Detector, faster_rcnn, overfeat, save
+from sightline.detectors import Detector, faster_rcnn, overfeat, save, yolox
 from sightline.detectors.classification import classifier
 from sightline.detectors.saliency import heat_map
 from sightline.tools.inspect_pictures import overlay
@@ -106,6 +106,14 @@ def test_checkpoint(checkpoint, capsys):
     assert "64 pixels, at most 64" in output
     assert "6 categories: circle, square" in output
     assert "roi_heads" in output
+
+
+def test_a_name_with_weights(tmp_path, capsys):
+    weights = tmp_path / "nano.pth"
+    torch.save(yolox("nano").state_dict(), weights)
+    word = f"yolox_nano@{weights}"
+    assert main(["inspect", word, "--size", "64", "--depth", "1"]) == 0
+    assert capsys.readouterr().out.startswith(f"{word}: yolox(size='nano', num_classes=80")
 
 
 def test_activations_of_a_checkpoint(checkpoint, capsys):

@@ -198,6 +198,45 @@ def test_classes(checkpoint, folder, tmp_path):
     assert {record["category"] for record in json.loads((tmp_path / "found.json").read_text())} == set(wanted)
 
 
+# name: options, and whether they change what this model finds in pictures of 80 pixels
+LOOKS = {
+    "flip": (["--flip"], True),
+    "scales": (["--multiscale", "1", "1.5", "--flip", "--upturn"], True),
+    "tiles": (["--tiles", "48", "--overlap", "0.5"], True),
+    "both": (["--tiles", "48", "--flip"], True),
+    "one scale": (["--multiscale", "1"], False),
+    "one tile": (["--tiles", "80"], False),
+}
+
+
+@pytest.mark.parametrize(("options", "changes"), LOOKS.values(), ids=LOOKS.keys())
+def test_several_looks(checkpoint, folder, tmp_path, options, changes):
+    found = {}
+    for name, more in {"plain": [], "several": options}.items():
+        file = str(tmp_path / f"{name}.json")
+        assert main([checkpoint, str(folder / "a"), "--no-pictures", "--score", "0", "--json", file, *more]) == 0
+        found[name] = json.loads((tmp_path / f"{name}.json").read_text())
+        assert len(found[name]) > 0
+        for x, y, width, height in (record["bbox"] for record in found[name]):
+            assert 0 <= x <= x + width <= 80.01
+            assert 0 <= y <= y + height <= 80.01
+    assert (found["several"] != found["plain"]) == changes
+
+
+def test_a_classifier_is_shown_no_tiles(folder, tmp_path, capsys):
+    model = classifier("lenet", 6)
+    model.resize = (32, 32, True)
+    save(model, tmp_path / "classifier.ckpt")
+    for options, message in (
+        (["--tiles", "64"], "leave --tiles out"),
+        (["--multiscale", "1", "2"], "flips and no scales"),
+    ):
+        assert run("predict", [str(tmp_path / "classifier.ckpt"), str(folder / "a"), *options]) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert error.count("\n") == 1
+
+
 def test_nothing_found(checkpoint, folder, tmp_path, capsys):
     options = ["--no-pictures", "--score", "1", "--json", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.csv")]
     assert main([checkpoint, str(folder / "a"), *options]) == 0
@@ -213,8 +252,12 @@ def test_nothing_found(checkpoint, folder, tmp_path, capsys):
         (["{folder}/c"], "c: no such file or folder"),
         (["{folder}/a", "--every", "0"], "every must be at least 1"),
         (["{folder}/a", "--device", "gpu"], "device 'gpu' cannot be used"),
+        (["{folder}/a", "--overlap", "0.5"], "say how large they are, too: --tiles 640"),
+        (["{folder}/a", "--tiles", "8"], "tiles must be at least 32 pixels a side, got 8"),
+        (["{folder}/a", "--tiles", "64", "--overlap", "1"], "from 0 to 0.9"),
+        (["{folder}/a", "--multiscale", "0"], "best.ckpt cannot look several times: scales must be one or more"),
     ],
-    ids=["class", "source", "every", "device"],
+    ids=["class", "source", "every", "device", "overlap alone", "tiles", "overlap", "scales"],
 )
 def test_mistakes_are_one_line(checkpoint, folder, capsys, options, message):
     assert run("predict", [checkpoint, *(option.format(folder=folder) for option in options)]) == 2

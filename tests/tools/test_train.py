@@ -2,15 +2,20 @@
 
 import csv
 import json
+import os
 import re
+import signal
 
 import pytest
+import torch
 import yaml
 
 from sightline.detectors import load
 from sightline.tools.main import main
 from sightline.tools.train import recipes
+from sightline.tools.train_cli import TrainCLI
 from sightline.tools.train_search import Outcome, search, take_plan
+from sightline.training import DetectionTraining
 
 QUICK = [
     "--data.shapes.train_images", "16", "--data.shapes.val_images", "4", "--data.shapes.size", "64", "--data.batch_size", "4",
@@ -68,6 +73,34 @@ def test_resume_goes_on_in_the_same_folder(tmp_path, forget):
         epochs = {row["epoch"] for row in csv.DictReader(file) if row["epoch"]}
     assert epochs == {"0", "1"}
     assert not (tmp_path / "runs/shapes/2").exists()
+
+
+def test_stopped_in_the_last_epochs_and_resumed_it_is_an_uninterrupted_run(tmp_path, forget, monkeypatch):
+    """With a moving average, mixed pictures before the last epoch, and a loss that is added in it."""
+    monkeypatch.setattr(TrainCLI, "finish", lambda *_: None)
+    run = [
+        "yolox_nano", *QUICK, "--data.plain_epochs", "1", "--trainer.max_epochs", "2", "--run.ema", "0.9",
+        "--trainer.check_val_every_n_epoch", "1",
+    ]  # fmt: skip
+    assert train(*run) == 0
+    forget()
+    step = DetectionTraining.training_step
+
+    def interrupted(self, batch, index):
+        if self.global_step == 5:  # of 8
+            os.kill(os.getpid(), signal.SIGINT)
+        return step(self, batch, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DetectionTraining, "training_step", interrupted)
+        with pytest.raises(SystemExit):
+            train(*run)
+    forget()
+    assert train("--resume", "runs/yolox_nano/2") == 0
+    runs = [torch.load(f"runs/yolox_nano/{i}/checkpoints/last.ckpt", weights_only=True) for i in (1, 2)]
+    for state in ("state_dict", "current_model_state"):
+        whole, resumed = (run[state] for run in runs)
+        assert [name for name in whole if not torch.equal(whole[name], resumed[name])] == []
 
 
 LENET = [
@@ -234,6 +267,10 @@ MISTAKES = {
         "did you mean 'resnet10_narrow_fpn'?|resnet18_fpn",
     ),
     "resume": (["--resume", "runs/nothing"], "no run folder"),
+    "value that a class refuses": (
+        ["yolox_nano", "--data.mixing.mosaic", "2"],
+        "mixing.mosaic must lie in [0, 1], got 2",
+    ),
     "two in place of training": (["--run.overfit", "true", "--run.find_rate", "true"], "ask for one of them"),
     "linear model of a detector": ([*QUICK, "--run.linear", "svm"], "last layer of a classifier; FasterRCNN is none"),
     "machines of a detector": ([*QUICK, "--run.machines", "true"], "for R-CNN, which looks at one region at a time"),
