@@ -42,12 +42,13 @@ def table(curves: dict[str, tuple[np.ndarray, np.ndarray]]) -> str:
     """Per run: the last and the best AP, the seconds of training, and the seconds to shares of the best AP of all."""
     best = max(scores.max() for _, scores in curves.values())
     heads = ["run", "AP", "best AP", "seconds", *(f"s to {share * best:.3f}" for share in SHARES)]
-    lines = ["  ".join([heads[0].ljust(24), *(head.rjust(10) for head in heads[1:])])]
+    width = max(map(len, (*curves, heads[0])))
+    lines = ["  ".join([heads[0].ljust(width), *(head.rjust(10) for head in heads[1:])])]
     for name, (seconds, scores) in curves.items():
         reached = [seconds[scores >= share * best] for share in SHARES]
         cells = [f"{scores[-1]:.3f}", f"{scores.max():.3f}", f"{seconds[-1]:.0f}"]
         cells += [f"{times[0]:.0f}" if len(times) else "-" for times in reached]
-        lines.append("  ".join([name.ljust(24), *(cell.rjust(10) for cell in cells)]))
+        lines.append("  ".join([name.ljust(width), *(cell.rjust(10) for cell in cells)]))
     return "\n".join(lines)
 
 
