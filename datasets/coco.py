@@ -40,12 +40,12 @@ def read_coco(json_path: str | PathLike, image_folder: str | PathLike | None = N
         DataError: no json, of another form, without images, or no pictures around it. Smaller faults are in `problems`.
     """
     path = Path(json_path)
-    with _no_garbage_collection():
+    with no_garbage_collection():
         return _read(path, _load(path), image_folder)
 
 
 @contextmanager
-def _no_garbage_collection():
+def no_garbage_collection():
     """The collector walks millions of fresh json objects again and again and finds nothing to free."""
     was_on = gc.isenabled()
     gc.disable()
@@ -59,11 +59,11 @@ def _no_garbage_collection():
 def _read(path: Path, document: dict[str, list[dict]], image_folder: str | PathLike | None) -> Table:
     problems = Problems()
     images, annotations = document["images"], document["annotations"]
-    ids, names = _image_columns(path, images, problems)
-    folder = Path(image_folder) if image_folder is not None else _find_images(path, names)
+    ids, names = image_columns(path, images, problems)
+    folder = Path(image_folder) if image_folder is not None else find_images(path, names)
     category_ids, categories = _categories(path, document["categories"], problems)
     paths = [os.path.join(folder, name) for name in names]
-    sizes = measure(paths, problems, stated=[_size(image) for image in images])
+    sizes = measure(paths, problems, stated=[stated_size(image) for image in images])
     names = _landmark_names(path, document["categories"], problems)
     objects = _objects(path, annotations, ids, category_ids, names, problems)
     pictures = Pictures(paths, sizes, ids)
@@ -185,7 +185,7 @@ def _other_form(document: Any) -> str:
     return f"; it holds {', '.join(map(repr, list(document)[:8])) or 'nothing'}"
 
 
-def _image_columns(path: Path, images: list[dict], problems: Problems) -> tuple[list[int], list[str]]:
+def image_columns(path: Path, images: list[dict], problems: Problems) -> tuple[list[int], list[str]]:
     """Ids and file names, as many as images; what is missing or doubled is fatal."""
     ids = [row.get("id") for row in images]
     names = [row.get("file_name") for row in images]
@@ -214,7 +214,7 @@ def _doubled(values: list) -> list[int]:
     return [row for row, value in enumerate(values) if value is not None and (value in seen or seen.add(value))]
 
 
-def _size(image: dict) -> tuple[int, int]:
+def stated_size(image: dict) -> tuple[int, int]:
     height, width = image.get("height"), image.get("width")
     return (height, width) if _is_whole(height) and _is_whole(width) else (0, 0)
 
@@ -338,7 +338,7 @@ def _number(value: Any) -> float:
     return float(value) if isinstance(value, (int, float)) else np.nan
 
 
-def _find_images(path: Path, names: list[str]) -> Path:
+def find_images(path: Path, names: list[str]) -> Path:
     """The folder around the json that holds its pictures: the one where most of the first few names exist."""
     split, stem = split_of(path), re.sub(r"^(instances|person_keypoints)_", "", path.stem)
     inside = dict.fromkeys(["", "images", "data", "JPEGImages", split, f"{split}2017", f"{split}2014", stem])

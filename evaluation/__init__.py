@@ -1,5 +1,8 @@
-"""Predictions and truth to scores: COCO and VOC AP, confusion, threshold curves, charts and a report."""
+"""Predictions and truth to scores: COCO and VOC AP, captions, confusion, threshold curves, charts and a report."""
 
+from .caption_results import read_caption_results, read_caption_truth
+from .caption_tokens import caption_tokens
+from .captions import CaptionResult, evaluate_captions
 from .coco import CocoResult, evaluate_coco
 from .collector import DetectionCollector
 from .confidence import ConfidenceCurves, ImageErrors, confidence_curves, image_errors

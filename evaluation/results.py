@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ..datasets.table import DataError
+from .json_records import check, column, is_whole, kind, load_json
 from .records import Detections, Truth
 
 
@@ -30,20 +31,20 @@ def read_results(path: str | Path, truth: Truth, category_ids: Sequence[int] | n
             number.
     """
     path = Path(path)
-    records = _load(path)
+    records = load_json(path)
     if not isinstance(records, list):
         raise DataError(
-            f"{path}: expected a list of detections, got a JSON {_kind(records)}. Results files hold a list; "
+            f"{path}: expected a list of detections, got a JSON {kind(records)}. Results files hold a list; "
             "an object with images and annotations is truth"
         )
-    columns = {key: _column(path, records, key) for key in ("image_id", "category_id", "bbox", "score")}
+    columns = {key: column(path, records, key) for key in ("image_id", "category_id", "bbox", "score")}
     for key, good, expected in (
-        ("image_id", _is_whole, "a whole number"),
-        ("category_id", _is_whole, "a whole number"),
+        ("image_id", is_whole, "a whole number"),
+        ("category_id", is_whole, "a whole number"),
         ("bbox", _is_box, "[x, y, width, height], finite, of no negative size"),
         ("score", _is_finite, "a finite number"),
     ):
-        _check(path, columns[key], key, good, expected)
+        check(path, columns[key], key, good, expected)
     xywh = np.array(columns["bbox"], np.float64).reshape(-1, 4)
     image_ids = np.array(columns["image_id"], np.int64)
     image = truth.rows_of(image_ids)
@@ -93,20 +94,20 @@ def read_coco_truth(path: str | Path) -> tuple[Truth, list[str], np.ndarray]:
         DataError: the file is not there, no JSON, or lacks images, annotations, categories or a record's key.
     """
     path = Path(path)
-    content = _load(path)
+    content = load_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
         raise DataError(
-            f"{path}: expected a COCO object with images, annotations and categories, got a {_kind(content)}"
+            f"{path}: expected a COCO object with images, annotations and categories, got a {kind(content)}"
         )
-    names = dict(zip(*(_column(path, content["categories"], key) for key in ("id", "name")), strict=True))
+    names = dict(zip(*(column(path, content["categories"], key) for key in ("id", "name")), strict=True))
     category_ids = np.array(sorted(names), np.int64)
-    image_ids = np.unique(np.array(_column(path, content["images"], "id"), np.int64))
+    image_ids = np.unique(np.array(column(path, content["images"], "id"), np.int64))
     annotations = content["annotations"]
-    boxes = _column(path, annotations, "bbox")
-    _check(path, boxes, "bbox", _is_box, "[x, y, width, height], finite, of no negative size")
+    boxes = column(path, annotations, "bbox")
+    check(path, boxes, "bbox", _is_box, "[x, y, width, height], finite, of no negative size")
     xywh = np.array(boxes, np.float64).reshape(-1, 4)
     given_image, given_label = (
-        np.array(_column(path, annotations, key), np.int64) for key in ("image_id", "category_id")
+        np.array(column(path, annotations, key), np.int64) for key in ("image_id", "category_id")
     )
     image, labels = _labels(given_image, image_ids), _labels(given_label, category_ids)
     _check_known(path, image, given_image, "image_id", f"the file has {len(image_ids)} images")
@@ -116,33 +117,6 @@ def read_coco_truth(path: str | Path) -> tuple[Truth, list[str], np.ndarray]:
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
     truth = Truth(image_ids, image, _to_xyxy(xywh), labels, area, crowd, np.zeros_like(crowd), box_area)
     return truth, [str(names[i]) for i in sorted(names)], category_ids
-
-
-def _load(path: Path) -> object:
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not JSON ({error}); was it written to the end?") from error
-
-
-def _column(path: Path, records: list, key: str) -> list:
-    try:
-        return [record[key] for record in records]
-    except (KeyError, TypeError):
-        row = next(i for i, record in enumerate(records) if not isinstance(record, dict) or key not in record)
-        raise DataError(f"{path}: record {row} has no {key!r}: {str(records[row])[:200]}") from None
-
-
-def _check(path: Path, values: list, key: str, good: Callable[[object], bool], expected: str) -> None:
-    for row, value in enumerate(values):
-        if not good(value):
-            raise DataError(f"{path}: record {row}: {key} must be {expected}, got {str(value)[:100]}")
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
 
 
 def _is_finite(value: object) -> bool:
@@ -177,7 +151,3 @@ def _some(ids: Sequence[int] | np.ndarray) -> str:
 
 def _to_xyxy(xywh: np.ndarray) -> np.ndarray:
     return np.hstack([xywh[:, :2], xywh[:, :2] + xywh[:, 2:]])
-
-
-def _kind(value: object) -> str:
-    return {dict: "object", list: "list", str: "string", type(None): "null"}.get(type(value), "number")

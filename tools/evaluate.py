@@ -6,7 +6,10 @@ sightline evaluate best.ckpt --data voc/ --largest 1         # a localizer of on
 sightline evaluate best.ckpt --data voc/ --proposals voc_2007_test.mat     # a Fast R-CNN, by boxes made elsewhere
 sightline evaluate best.ckpt --data classes/ --crops 10 --scales 224 256 384 480 640
 sightline evaluate best.ckpt --ensemble other.ckpt third.ckpt
+sightline evaluate best.ckpt --data coco/ --multiscale 0.75 1 1.25 --flip     # six looks at each picture
+sightline evaluate best.ckpt --data aerial/ --tiles 640
 sightline evaluate --predictions results.json --truth instances_val2017.json
+sightline evaluate --captions results.json --truth captions_val2017.json     # BLEU, ROUGE-L, CIDEr
 """
 
 from __future__ import annotations
@@ -22,28 +25,37 @@ from sightline.datasets.proposal_files import read_proposals
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
+from sightline.detectors.tiling import Tiling
 from sightline.evaluation import (
     ReportInputs,
+    evaluate_captions,
     evaluate_coco,
     evaluate_voc,
+    read_caption_results,
+    read_caption_truth,
     read_coco_truth,
     read_results,
     write_report,
     write_results,
 )
-from sightline.tools.checkpoints import add_options, load_model
+from sightline.tools.checkpoints import add_options, add_tile_options, load_model, tiling_of
 from sightline.tools.main import run
 from sightline.tools.number_options import positive
-from sightline.training import Crops, Scored, score, score_crops
+from sightline.training import Crops, Scored, score, score_crops, score_tiled
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name."""
     arguments = _parser().parse_args(argv)
-    if bool(arguments.checkpoint) == bool(arguments.predictions):
+    if sum(map(bool, (arguments.checkpoint, arguments.predictions, arguments.captions))) != 1:
         raise DataError(
-            "name either a checkpoint with --data, or --predictions with --truth; see sightline evaluate --help"
+            "name either a checkpoint with --data, or --predictions or --captions with --truth; "
+            "see sightline evaluate --help"
         )
+    if arguments.captions:
+        return _score_captions(arguments)
+    if arguments.partial:
+        raise DataError("--partial goes with --captions")
     if arguments.checkpoint:
         scored, names, table = _of_checkpoint(arguments)
     else:
@@ -70,6 +82,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--split", default="val", help="train, val, test, or the data set's own name for a part (val)")
     parser.add_argument("--largest", type=positive, metavar="N", help="keep the N largest objects of a picture alone")
     add_options(parser)
+    add_tile_options(parser)
     parser.add_argument("--crops", type=int, choices=[1, 10], help="classifiers: the mean over crops at each scale")
     parser.add_argument(
         "--scales", type=positive, nargs="+", metavar="N", help="of --crops: short sides in pixels (8/7 of a crop's)"
@@ -78,7 +91,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--proposals", metavar="FILE", help="boxes made elsewhere, for models that do not propose")
     parser.add_argument("--proposal-cache", metavar="FOLDER", help="where the model's proposer keeps its boxes")
     parser.add_argument("--predictions", metavar="FILE", help="COCO results json to score instead of a checkpoint")
-    parser.add_argument("--truth", metavar="FILE", help="COCO json that the predictions are scored against")
+    parser.add_argument("--captions", metavar="FILE", help="COCO caption results json to score instead")
+    parser.add_argument("--partial", action="store_true", help="of --captions: score the captioned pictures alone")
+    parser.add_argument("--truth", metavar="FILE", help="COCO json that predictions or captions are scored against")
     parser.add_argument(
         "--max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="COCO's limits (1 10 100)"
     )
@@ -86,16 +101,35 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     parser.add_argument("--save-predictions", metavar="FILE", help="write the detections as COCO results json")
     parser.add_argument("--report", metavar="FOLDER", help="write report.html with curves and pictures here")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures, or crops, at a time (8)")
+    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures, tiles or crops at a time (8)")
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
     return parser
+
+
+def _score_captions(arguments: argparse.Namespace) -> int:
+    if not arguments.truth:
+        raise DataError("--captions needs --truth: the COCO captions json that they are scored against")
+    if arguments.voc or arguments.report or arguments.save_predictions:
+        raise DataError("--captions has no boxes: leave out --voc, --report and --save-predictions")
+    references = read_caption_truth(arguments.truth)
+    captions = read_caption_results(arguments.captions, references, partial=arguments.partial)
+    result = evaluate_captions({image: references[image] for image in captions}, captions)
+    print(result.table())
+    if arguments.json:
+        Path(arguments.json).write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
+    return 0
 
 
 def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Table]:
     if (arguments.scales or arguments.crop) and not arguments.crops:
         raise DataError("--scales and --crop say which crops to average; say how many, too: --crops 1 or --crops 10")
     model = load_model(arguments, usable_device(arguments.device))
+    tiling = tiling_of(arguments, model)
+    if arguments.crops and (arguments.multiscale or arguments.flip or arguments.upturn):
+        raise DataError("--crops has its own scales and mirror images: leave out --multiscale, --flip and --upturn")
+    if tiling and (arguments.proposals or arguments.proposal_cache):
+        raise DataError("--tiles has proposals made for each tile: leave out --proposals and --proposal-cache")
     if arguments.voc and model.task != "detection":
         raise DataError(f"--voc scores detectors; {arguments.checkpoint} is made for {model.task}: leave --voc out")
     if model.proposer is None and (arguments.proposals or arguments.proposal_cache):
@@ -109,19 +143,21 @@ def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Ta
         print(table.problems.summary(), file=sys.stderr)
     if arguments.proposals:
         table = read_proposals(arguments.proposals, table)
-    scored = _scored(model, table, arguments)
+    scored = _scored(model, table, tiling, arguments)
     if arguments.save_predictions:
         write_results(arguments.save_predictions, scored.detections, table.image_ids, table.category_ids)
     return scored, table.categories, table
 
 
-def _scored(model: Detector, table: Table, arguments: argparse.Namespace) -> Scored:
+def _scored(model: Detector, table: Table, tiling: Tiling | None, arguments: argparse.Namespace) -> Scored:
     batch_size, workers = arguments.batch, arguments.workers
     if arguments.crops:
         crops = Crops.of(model, count=arguments.crops, scales=arguments.scales, size=arguments.crop)
         return score_crops(model, table, crops, batch_size=batch_size, num_workers=workers)
-    options = {"max_dets": tuple(arguments.max_dets), "proposal_cache": arguments.proposal_cache}
-    return score(model, table, batch_size=batch_size, num_workers=workers, **options)
+    options = {"batch_size": batch_size, "num_workers": workers, "max_dets": tuple(arguments.max_dets)}
+    if tiling:
+        return score_tiled(model, table, tiling, **options)
+    return score(model, table, proposal_cache=arguments.proposal_cache, **options)
 
 
 def _table(path: str, split: str) -> Table:

@@ -1,11 +1,16 @@
 """`sightline evaluate`: a checkpoint on data, and predictions against truth."""
 
 import json
+import math
+from dataclasses import replace
 
 import pytest
 import torch
 
-from sightline.datasets.shapes import CATEGORIES
+from sightline.datasets.coco import write_coco
+from sightline.datasets.detection import read_picture
+from sightline.datasets.images import write_image
+from sightline.datasets.shapes import CATEGORIES, shapes_table
 from sightline.detectors import (
     autoencoder,
     average_weights,
@@ -140,6 +145,31 @@ def test_an_autoencoder_has_no_scores(tmp_path, capsys):
     assert "finds nothing to show or to score" in capsys.readouterr().err
 
 
+@pytest.fixture
+def few(tmp_path):
+    """Six pictures of shapes, as files."""
+    table = shapes_table("val", 6, 128)
+    table.paths = [str(tmp_path / "few" / f"{i}.png") for i in range(6)]
+    for i, path in enumerate(table.paths):
+        write_image(path, read_picture(shapes_table("val", 6, 128).paths[i]))
+    write_coco(replace(table, segmentations=None, captions=None), tmp_path / "few" / "instances_few.json")
+    return ["--data", str(tmp_path / "few"), "--split", "instances_few"]
+
+
+def test_several_looks(checkpoint, few, tmp_path):
+    """Through tiles as large as the pictures the scores are the plain ones, else not."""
+    scores = []
+    for options in ("", "--tiles 128", "--tiles 64", "--flip --multiscale 1 1.5"):
+        out = tmp_path / "numbers.json"
+        assert main(["evaluate", checkpoint, *few, "--json", str(out), *options.split()]) == 0
+        numbers = json.loads(out.read_text())
+        scores.append({name: numbers[name] for name in ("AP", "AP50", "AR100", "ARs")})
+    plain, one_tile, *others = scores
+    assert plain["AR100"] > 0
+    assert one_tile == pytest.approx(plain)
+    assert all(other != pytest.approx(plain) for other in others)
+
+
 MISTAKES = {
     "nothing": ([], "name either a checkpoint"),
     "no truth": (["--predictions", "results.json"], "needs --truth"),
@@ -148,6 +178,10 @@ MISTAKES = {
     "no such split": (["CHECKPOINT", "--split", "vall"], "no part 'vall'"),
     "scales of nothing": (["CHECKPOINT", "--scales", "256"], "--crops 1 or --crops 10"),
     "crops of a detector": (["CHECKPOINT", "--crops", "10"], "this model's task is detection"),
+    "crops and flips": (["CHECKPOINT", "--crops", "10", "--flip"], "leave out --multiscale, --flip and --upturn"),
+    "overlap of nothing": (["CHECKPOINT", "--overlap", "0.5"], "say how large they are, too: --tiles 640"),
+    "tiles too small": (["CHECKPOINT", "--tiles", "8"], "at least 32 pixels a side, got 8"),
+    "no such scale": (["CHECKPOINT", "--multiscale", "-1"], "cannot look several times: scales must be"),
     "different sizes": (
         ["CHECKPOINT", "--ensemble", "OTHER"],
         "cannot answer together: model 2 of the ensemble has resize",
@@ -197,7 +231,61 @@ def test_proposals_from_a_file(regional, tmp_path):
     assert all(row["bbox"] == pytest.approx([20, 30, 40, 50], abs=10) for row in rows)
 
 
+def test_tiles_are_proposed_anew(regional, tmp_path, capsys):
+    assert main(["evaluate", regional, "--tiles", "64", "--proposal-cache", str(tmp_path / "cache")]) == 2
+    assert "leave out --proposals and --proposal-cache" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("option", ["--proposals", "--proposal-cache"])
 def test_models_that_propose_take_no_proposals(checkpoint, option, capsys):
     assert main(["evaluate", checkpoint, option, "somewhere"]) == 2
     assert "takes no proposals (it finds its own): leave out --proposals" in capsys.readouterr().err
+
+
+@pytest.fixture
+def captions(tmp_path):
+    """A function that writes caption results and truth, and gives the command's arguments."""
+    truth = {1: ["a dog runs", "the dog"], 2: ["two cats sleep on a mat"], 3: ["a car"]}
+    rows = [{"image_id": image, "caption": text} for image, group in truth.items() for text in group]
+    (tmp_path / "truth.json").write_text(json.dumps({"images": [], "annotations": rows}))
+
+    def write(said):
+        results = [{"image_id": image, "caption": text} for image, text in said.items()]
+        (tmp_path / "results.json").write_text(json.dumps(results))
+        files = {"--captions": "results.json", "--truth": "truth.json", "--json": "out.json"}
+        return ["evaluate", *(part for name, file in files.items() for part in (name, str(tmp_path / file)))]
+
+    return write
+
+
+def test_captions(captions, tmp_path, capsys):
+    assert main(captions({1: "A dog runs.", 2: "two cats", 3: "a bus"})) == 0
+    numbers = json.loads((tmp_path / "out.json").read_text())
+    assert numbers["BLEU-1"] == pytest.approx(6 / 7 * math.exp(1 - 11 / 7))
+    assert [row["image_id"] for row in numbers["per_image"]][-1] == 1
+    out = capsys.readouterr().out
+    assert [line.split()[0] for line in out.splitlines()[:7]] == list(numbers)[:7]
+    assert "3: a bus" in out
+
+
+def test_captions_of_a_part(captions, tmp_path, capsys):
+    arguments = captions({1: "a dog runs"})
+    assert main(arguments) == 2
+    assert "2 of the truth's 3 pictures have no caption, 2 for one" in capsys.readouterr().err
+    assert main([*arguments, "--partial"]) == 0
+    assert json.loads((tmp_path / "out.json").read_text())["ROUGE-L"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--captions", "a.json"], "--captions needs --truth"),
+        (["--captions", "a.json", "--predictions", "b.json", "--truth", "c.json"], "name either a checkpoint"),
+        (["--captions", "a.json", "--truth", "c.json", "--voc"], "has no boxes"),
+        (["--captions", "a.json", "--truth", "c.json"], "c.json: cannot be read"),
+        (["--predictions", "a.json", "--truth", "c.json", "--partial"], "--partial goes with --captions"),
+    ],
+)
+def test_captions_refused(arguments, message, capsys):
+    assert main(["evaluate", *arguments]) == 2
+    assert message in capsys.readouterr().err
