@@ -1,8 +1,8 @@
 """Large pictures with known objects, for what tiles are worth: a data set's pictures side by side, nine to a picture.
 
     python benchmarks/large_pictures.py coco/ large/
-    sightline evaluate yolox_nano@yolox_nano_coco.onnx --data large/ --split instances_large --max-dets 1 10 500
-    sightline evaluate yolox_nano@yolox_nano_coco.onnx --data large/ --split instances_large --max-dets 1 10 500 --tiles 640
+    sightline evaluate yolox_nano@yolox_nano.onnx --data large/ --split instances_large --max-dets 1 10 500
+    sightline evaluate yolox_nano@yolox_nano.onnx --data large/ --split instances_large --max-dets 1 10 500 --tiles 640
 
 Every picture has a cell of its own, in the middle of which it stands in its own size; the tiles' borders run through them.
 """

@@ -31,7 +31,8 @@ def load_with(
     if not isinstance(content, dict) or not isinstance(content.get("sightline"), dict):
         raise WeightsError(
             f"{path} holds weights, but not which model they belong to; Sightline's own checkpoints do. For another tool's "
-            "weights, build the model and name the file: faster_rcnn(weights=...)"
+            f"weights say which: `NAME@{path.name}` on the command line, yolox_nano@{path.name} say; faster_rcnn(weights=...) in "
+            "Python"
         )
     about = content["sightline"]
     architecture = about.get("architecture")

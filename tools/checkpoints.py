@@ -13,7 +13,7 @@ from sightline.detectors import Detector, augmented, average_weights, ensemble
 from sightline.detectors.tiling import Tiling
 from sightline.detectors.truncated_svd import head_cost, truncate_head
 from sightline.tools.model_names import trained
-from sightline.tools.number_options import positive
+from sightline.tools.number_options import positive, scale
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -38,7 +38,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--multiscale",
         nargs="+",
-        type=float,
+        type=scale,
         metavar="FACTOR",
         help="look at each picture at these scales of the model's size, e.g. 0.75 1 1.25, and fuse what is found",
     )

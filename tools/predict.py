@@ -4,7 +4,7 @@
     sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
     sightline predict best.ckpt "in/*.png" --classes person car --score 0.7 --no-pictures --csv found.csv
     sightline predict best.ckpt --ensemble other.ckpt --out both street.jpg
-    sightline predict best.ckpt --flip --multiscale 1 1.5 street.jpg    # four looks at each picture
+    sightline predict best.ckpt street.jpg --flip --multiscale 1 1.5    # four looks at each picture
     sightline predict best.ckpt --tiles 640 aerial/                     # small objects in large pictures
     sightline predict best.ckpt clip.mp4 --track --mot tracks.txt       # which car is which, from frame to frame
     sightline predict best.ckpt 0                                        # a camera, until Ctrl-C

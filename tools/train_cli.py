@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import EarlyStopping, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
@@ -38,6 +38,7 @@ from sightline.training.overfit import STEPS_ALONE, OverfitOneBatch, mixed
 from sightline.training.rate_finder import find_rate
 from sightline.training.region_machines import fit_region_machines
 from sightline.training.run_folder import RunFolder
+from sightline.training.schedules import Schedule
 from sightline.training.tasks import Monitor
 
 
@@ -118,6 +119,7 @@ class TrainCLI(LightningCLI):
         if self.config_init.trainer.max_steps == -1:
             kwargs["max_steps"] = options.only_steps
         trainer = super().instantiate_trainer(**kwargs)
+        trainer.limit_val_batches = 0  # Lightning's overfit_batches counts for validation too
         if trainer.world_size > 1:
             raise DataError("--run.overfit and --run.find_rate look at one process's loss: leave out --trainer.devices")
         return trainer
@@ -189,6 +191,8 @@ class TrainCLI(LightningCLI):
         """Trains, and leaves the configuration, checkpoints and metrics; a resumed run goes on from its last checkpoint."""
         self._start(resume)
         checkpoint = str(self.folder.last) if resume else None
+        if resume:  # changed options count at the next resumption too, once the checkpoint has been found to fit them
+            self.trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: self._keep_options()))
         self.trainer.fit(self.model, self.datamodule, ckpt_path=checkpoint, weights_only=True)
         if self.trainer.is_global_zero and not self.folder.best.exists() and not self.trainer.fast_dev_run:
             rank_zero_info("nothing was validated, so no epoch is known to be the best: the last weights are kept")
@@ -203,6 +207,9 @@ class TrainCLI(LightningCLI):
             "val",
         ):  # what is wrong with a file of proposals is to be known now, not after some epochs
             self.datamodule.proposed(split)
+        self._keep_options()
+
+    def _keep_options(self) -> None:
         if self.trainer.is_global_zero:
             self.parser.save(self.config, self.folder.config, skip_none=False, overwrite=True)
 
@@ -215,6 +222,7 @@ class TrainCLI(LightningCLI):
     def _overfit(self) -> int:
         watch, tables = OverfitOneBatch(self.trainer.max_steps), self.datamodule.tables
         tables["train"] = mixed(tables["train"], self.datamodule.seed)
+        self.model.schedule = Schedule(self.model.schedule.warmup_steps)  # where the rate ends, any loss stands still
         self.trainer.callbacks.append(watch)
         self.trainer.fit(self.model, self.datamodule)
         watch.verdict.write(self.folder.path / "overfit.csv")

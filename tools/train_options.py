@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, get_args
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from sightline.datasets.table import DataError
+from sightline.datasets.table import DataError, nearest
 from sightline.detectors import Detector
 from sightline.detectors.rcnn import RegionHead
 from sightline.training import overfit, rate_finder
@@ -120,4 +120,19 @@ class Parser(LightningArgumentParser):
         for option in unknown:
             close = difflib.get_close_matches("--" + option.lstrip("-"), known, n=1)
             message += f"\n  did you mean {close[0]}?" if close else ""
-        raise DataError(message.strip())
+        raise DataError(self._field_refused(text) or message.strip())
+
+    def _field_refused(self, text: str) -> str | None:
+        """One line in place of jsonargparse's eight where an option made of several, or none, has no such part."""
+        key, part = re.search(r'Parser key "([\w.]+)"', text), re.search(r"Option '(\w+)' is not accepted", text)
+        action = key and next((action for action in self._actions if action.dest == key[1]), None)
+        parts = inits_of(getattr(action, "_typehint", None))
+        if not (part and parts):
+            return None
+        return f"--{key[1]} has no {part[1]!r}{nearest(part[1], parts)}; it has {', '.join(parts)}"
+
+
+def inits_of(hint: Any) -> list[str]:
+    """The names of what a dataclass is made from, of a hint such as `Mixing | None`; none of any other hint."""
+    classes = [one for one in get_args(hint) if is_dataclass(one)]
+    return [part.name for part in fields(classes[0]) if part.init] if classes else []

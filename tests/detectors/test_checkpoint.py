@@ -167,7 +167,7 @@ def no_tensors(path):
 DAMAGES = [
     (missing, "no checkpoint"),
     (folder, "no checkpoint"),
-    (plain_weights, "not which model"),
+    (plain_weights, "not which model.*@"),
     (no_dictionary, "not which model"),
     (pickled_code, "pickled Python objects .*FasterRCNN"),
     (truncated, "truncated|damaged"),

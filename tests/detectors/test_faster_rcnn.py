@@ -86,7 +86,9 @@ def draw_everything(model):
 def test_every_builder_is_listed_and_tested():
     assert {name.split(" ")[0] for name in MODELS} == {name for name in DETECTORS if name.startswith("faster_rcnn")}
     for name, builder in DETECTORS.items():
-        assert builder.__name__ == name
+        assert name.startswith(
+            getattr(builder, "func", builder).__name__
+        )  # a YOLOX of one size is a part of its builder
 
 
 def test_three_verbs_and_a_gradient_for_every_parameter(model):

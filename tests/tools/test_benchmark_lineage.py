@@ -98,7 +98,7 @@ def test_mistakes(pictures, tmp_path, capsys, options, message):
 @pytest.mark.parametrize(("option", "least"), [("--epochs", 1), ("--crop", 1), ("--svd", 1), ("--workers", 0)])
 def test_numbers_too_small(capsys, option, least):
     with pytest.raises(SystemExit) as end:
-        main([option, str(least - 1)])
+        main([option, *[str(least - 1)] * (2 if option == "--svd" else 1)])
     assert end.value.code == 2
     assert f"must be a whole number from {least}, got '{least - 1}'" in capsys.readouterr().err
 

@@ -237,6 +237,12 @@ def test_a_classifier_is_shown_no_tiles(folder, tmp_path, capsys):
         assert error.count("\n") == 1
 
 
+def test_pictures_after_scales(checkpoint, capsys):
+    with pytest.raises(SystemExit):
+        main([checkpoint, "--multiscale", "1", "street.jpg"])
+    assert "'street.jpg' is no number; what is no scale must come before this option" in capsys.readouterr().err
+
+
 def test_nothing_found(checkpoint, folder, tmp_path, capsys):
     options = ["--no-pictures", "--score", "1", "--json", str(tmp_path / "x.json"), "--csv", str(tmp_path / "x.csv")]
     assert main([checkpoint, str(folder / "a"), *options]) == 0

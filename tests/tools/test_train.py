@@ -73,6 +73,13 @@ def test_resume_goes_on_in_the_same_folder(tmp_path, forget):
         epochs = {row["epoch"] for row in csv.DictReader(file) if row["epoch"]}
     assert epochs == {"0", "1"}
     assert not (tmp_path / "runs/shapes/2").exists()
+    config = tmp_path / "runs/shapes/1/config.yaml"
+    assert "max_epochs: 2\n" in config.read_text()  # stopped and resumed once more, it would go as far
+
+    before = config.read_text()
+    forget()
+    assert train("--resume", "runs/shapes", "--trainer.max_epochs", "1", "--data.batch_size", "3") == 0
+    assert config.read_text() == before  # nothing was trained with that
 
 
 def test_stopped_in_the_last_epochs_and_resumed_it_is_an_uninterrupted_run(tmp_path, forget, monkeypatch):
@@ -119,6 +126,19 @@ def test_overfits_one_batch(tmp_path, capsys, forget):
     assert "cannot learn this batch. The loss hardly fell: look at the rate" in capsys.readouterr().out
     assert len((tmp_path / "runs/lenet/2/overfit.csv").read_text().splitlines()) == 13
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_one_batch_is_overfitted_at_a_constant_rate_without_validation(forget, monkeypatch):
+    rates, step = [], DetectionTraining.training_step
+
+    def watched(self, batch, index):
+        rates.append(self.trainer.optimizers[0].param_groups[-1]["lr"])
+        return step(self, batch, index)
+
+    monkeypatch.setattr(DetectionTraining, "training_step", watched)
+    monkeypatch.setattr(DetectionTraining, "validation_step", lambda *_: pytest.fail("validated"))
+    assert train(*LENET, "--run.overfit", "true", "--model.optimizer.lr", "1e-9", "--trainer.max_steps", "20") == 1
+    assert rates == pytest.approx([5e-10, *[1e-9] * 19])  # after a warm-up of a tenth
 
 
 def test_finds_a_rate(tmp_path, capsys):
@@ -270,6 +290,14 @@ MISTAKES = {
     "value that a class refuses": (
         ["yolox_nano", "--data.mixing.mosaic", "2"],
         "mixing.mosaic must lie in [0, 1], got 2",
+    ),
+    "part of an option": (
+        ["yolox_nano", "--data.mixing.mosiac", "1"],
+        "--data.mixing has no 'mosiac'; did you mean 'mosaic'?; it has mosaic, mixup",
+    ),
+    "part of an option in braces": (
+        ["yolox_nano", "--data.augment", "{flipp: 1}"],
+        "--data.augment has no 'flipp'; did you mean 'flip'?; it has flip",
     ),
     "two in place of training": (["--run.overfit", "true", "--run.find_rate", "true"], "ask for one of them"),
     "linear model of a detector": ([*QUICK, "--run.linear", "svm"], "last layer of a classifier; FasterRCNN is none"),
