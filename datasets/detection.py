@@ -150,14 +150,23 @@ class DetectionDataset(Dataset):
         return self._cache.get(index)
 
     def _read(self, index: int) -> Tensor:
-        path, size = self.table.paths[index], tuple(self.table.sizes[index].tolist())
-        image = read_picture(path)
-        if image.shape[:2] != size:
-            raise DataError(
-                f"{path}: the picture is {image.shape[0]}x{image.shape[1]} pixels (height x width), but its "
-                f"annotations are for {size[0]}x{size[1]}; correct the annotations or remove the picture"
-            )
-        return resize_image(from_hwc(image), tuple(self.shapes[index].tolist()))
+        return resize_image(annotated_picture(self.table, index), tuple(self.shapes[index].tolist()))
+
+
+def annotated_picture(table: Table, index: int) -> Tensor:
+    """(3, H, W) uint8 RGB, picture `index` of a table.
+
+    Raises:
+        DataError: it cannot be read, or its size is not the one annotated.
+    """
+    path, size = table.paths[index], tuple(table.sizes[index].tolist())
+    image = read_picture(path)
+    if image.shape[:2] != size:
+        raise DataError(
+            f"{path}: the picture is {image.shape[0]}x{image.shape[1]} pixels (height x width), but its "
+            f"annotations are for {size[0]}x{size[1]}; correct the annotations or remove the picture"
+        )
+    return from_hwc(image)
 
 
 def read_picture(path: str) -> np.ndarray:

@@ -12,10 +12,16 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..datasets.detection import DetectionDataset, Loader, loader_for, read_picture, start_worker, with_plain_errors
+from ..datasets.detection import (
+    DetectionDataset,
+    Loader,
+    annotated_picture,
+    loader_for,
+    start_worker,
+    with_plain_errors,
+)
 from ..datasets.propose import propose
 from ..datasets.table import DataError, Table
-from ..datasets.transforms import from_hwc
 from ..detectors.model import Detector
 from ..detectors.tiling import Tiling, find_tiled
 from ..evaluation import DetectionCollector, Detections, Truth
@@ -97,7 +103,8 @@ def score_tiled(
 
     Raises:
         ValueError: the model answers for whole pictures.
-        DataError: the data set has a category that the model does not know, or a picture cannot be read.
+        DataError: the data set has a category that the model does not know, or a picture cannot be read or is
+            not of the size annotated.
     """
     data_labels(model.categories, table.categories)  # raises before the work, not after it
     started = time.perf_counter()
@@ -110,13 +117,13 @@ class _Pictures(Dataset):
     """A table's pictures as (image id, (3, H, W) uint8)."""
 
     def __init__(self, table: Table) -> None:
-        self.ids, self.paths = table.image_ids, table.paths
+        self.table = table
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.table)
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
-        return int(self.ids[index]), from_hwc(read_picture(self.paths[index]))
+        return int(self.table.image_ids[index]), annotated_picture(self.table, index)
 
 
 def judge(
