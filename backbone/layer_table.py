@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from .layer_counter import Counter, Row
+from .model import evaluating
 
 MEGABYTE = 1e6
 BYTES = 4  # of a float32
@@ -174,7 +175,7 @@ def traced(network: nn.Module, run: Callable[[Tensor], object], image: Tensor) -
 def _follow(network: nn.Module, run: Callable[[Tensor], object], image: Tensor, parameters: list[Tensor]) -> LayerTable:
     counter = Counter(image, {id(parameter): parameter.numel() for parameter in parameters})
     try:
-        with torch.no_grad(), _evaluating(network), _named(network, counter), counter:
+        with torch.no_grad(), evaluating(network), _named(network, counter), counter:
             run(image)
     except (RuntimeError, NotImplementedError, ValueError) as error:
         reason = str(error).strip().split("\n")[0]
@@ -198,14 +199,3 @@ def _named(network: nn.Module, counter: Counter) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-@contextmanager
-def _evaluating(network: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in network.modules()]
-    network.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

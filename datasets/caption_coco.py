@@ -6,14 +6,13 @@ file does not list, empty sentences, images without a sentence.
 
 from __future__ import annotations
 
-import json
 import os
 from os import PathLike
 from pathlib import Path
 
 from .caption_sentences import Sentences, captioned_table, leave_out
 from .clean import Pictures, measure
-from .coco import find_images, image_columns, no_garbage_collection, stated_size
+from .coco import find_images, image_columns, no_garbage_collection, read_json, stated_size
 from .table import DataError, Table
 
 
@@ -45,12 +44,7 @@ def read_coco_captions(json_path: str | PathLike, image_folder: str | PathLike |
 
 
 def _load(path: Path) -> dict[str, list[dict]]:
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
-        raise DataError(f"{path}: broken json, {error}") from error
+    document = read_json(path)
     for key in ("images", "annotations"):
         rows = document.get(key) if isinstance(document, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):

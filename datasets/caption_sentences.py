@@ -19,12 +19,14 @@ class Sentences:
         of: picture to its sentences, both in the file's order; all have at least one.
         where: picture to the file and line that first names it.
         split: picture to its split, where the file says so.
+        ids: picture to its id, where the file says so; of some pictures alone they are not used.
         problems: what was found wrong.
     """
 
     of: dict[str | int, list[str]] = field(default_factory=dict)
     where: dict[str | int, str] = field(default_factory=dict)
     split: dict[str | int, str] = field(default_factory=dict)
+    ids: dict[str | int, int] = field(default_factory=dict)
     problems: Problems = field(default_factory=Problems)
 
     def add(self, picture: str | int, text: str, where: str) -> None:

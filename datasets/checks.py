@@ -12,7 +12,9 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
+from .caption_files import FORMS, is_captioned, read_each
 from .clean import UNREADABLE, WRONG_SIZE
+from .folders import FolderSource
 from .images import decode_image
 from .readers import Source, find
 from .splits import without_unions
@@ -23,7 +25,7 @@ TINY = 2  # pixels; a box with a shorter side is more often a slip of the mouse 
 
 
 def check(path: str | PathLike, *, progress: bool = True) -> Problems:
-    """Reads a data set, decodes every picture of it, and says what is wrong.
+    """Reads a data set, decodes every picture of it, and says what is wrong. One with boxes and sentences is read as both.
 
     Fatal: whatever stops a training. Repaired: what training drops or clips. Warnings: the same picture in two splits
     or twice in one, boxes under 2 pixels, the same object twice, categories without objects, pictures without objects,
@@ -33,23 +35,49 @@ def check(path: str | PathLike, *, progress: bool = True) -> Problems:
         path: a file or folder in any known format.
         progress: show a bar while decoding.
     """
-    problems = Problems()
+    problems, path = Problems(), Path(path).expanduser()
+    captioned = is_captioned(path)
     try:
-        source = find(path)
-        tables = _read_all(source, problems)
+        source = _find(path, captioned)
     except DataError as error:
         problems.add("data set cannot be read", str(error), fatal=True)
         return problems
-    for table in tables.values():
+    tables = {} if source is None else _read_all(source, problems)
+    described = _read_captions(path, problems) if captioned else {}
+    for table in (*tables.values(), *described.values()):
         problems.merge(table.problems)
     _require_same_categories(tables, str(path), problems)
-    digests = _decode(tables, problems, progress)
-    _warn_of_copies(tables, digests, problems)
+    digests = _decode([*tables.values(), *described.values()], problems, progress)
+    for splits in (tables, described):
+        _warn_of_copies(splits, digests, problems)
     for split, table in tables.items():
         _warn_of_objects(table, f" in {split}" if split else "", problems)
     for orphan in source.orphans if isinstance(source, YoloFolder) else []:
         problems.warn("label file without a picture (ignored)", str(orphan))
     return problems
+
+
+def _find(path: Path, captioned: bool) -> Source | None:
+    """The data set without its sentences; None where it is nothing but pictures with sentences."""
+    if captioned and path.is_file():
+        return None
+    try:
+        source = find(path)
+    except DataError as error:
+        if captioned:
+            return None
+        known = f"\nnor are here pictures with sentences, known as\n    {FORMS}" if path.is_dir() else ""
+        raise DataError(f"{error}{known}") from None
+    return None if captioned and isinstance(source, FolderSource) else source
+
+
+def _read_captions(path: Path, problems: Problems) -> dict[str, Table]:
+    """Every split's pictures with sentences."""
+    try:
+        return read_each(path)
+    except DataError as error:
+        problems.add("sentences cannot be read", str(error), fatal=True)
+        return {}
 
 
 def _read_all(source: Source, problems: Problems) -> dict[str, Table]:
@@ -70,10 +98,10 @@ def _require_same_categories(tables: dict[str, Table], where: str, problems: Pro
             problems.add("categories of two splits differ", f"{where}: {first} and {second}: {differing}", fatal=True)
 
 
-def _decode(tables: dict[str, Table], problems: Problems, progress: bool) -> dict[str, bytes]:
+def _decode(tables: list[Table], problems: Problems, progress: bool) -> dict[str, bytes]:
     """Path to the hash of the file's bytes, of every picture that can be decoded; the others are fatal."""
     problems.forget(UNREADABLE)  # those whose header is broken are found again
-    sizes = {p: tuple(s) for t in tables.values() for p, s in zip(t.paths, t.sizes.tolist(), strict=True)}
+    sizes = {p: tuple(s) for t in tables for p, s in zip(t.paths, t.sizes.tolist(), strict=True)}
     sizes = {path: size for path, size in sizes.items() if os.path.exists(path)}  # missing ones have been reported
     with ThreadPoolExecutor(min(16, (os.cpu_count() or 1) + 2)) as pool:
         found = pool.map(_look, sizes)

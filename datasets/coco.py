@@ -160,12 +160,7 @@ def split_of(path: Path) -> str:
 
 def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     """The json, known to be an object with lists of objects under the three keys that matter."""
-    try:
-        document = json.loads(path.read_bytes())
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:  # JSONDecodeError, which says line and column, or bytes that are no UTF-8
-        raise DataError(f"{path}: broken json, {error}") from error
+    document = read_json(path)
     for key in ("images", "annotations", "categories"):
         rows = document.get(key) if isinstance(document, dict) else None
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -175,6 +170,20 @@ def _load(path: Path) -> dict[str, list[dict[str, Any]]]:
     if document["annotations"] and all("caption" in row for row in document["annotations"][:10]):
         raise DataError(f"{path}: holds captions, not boxes; give the instances_*.json beside it")
     return document
+
+
+def read_json(path: Path) -> Any:
+    """What a json holds.
+
+    Raises:
+        DataError: it cannot be read, or is no json.
+    """
+    try:
+        return json.loads(path.read_bytes())
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror})") from error
+    except ValueError as error:  # JSONDecodeError, which says line and column, or bytes that are no UTF-8
+        raise DataError(f"{path}: broken json, {error}") from error
 
 
 def _other_form(document: Any) -> str:
@@ -190,7 +199,7 @@ def image_columns(path: Path, images: list[dict], problems: Problems) -> tuple[l
     ids = [row.get("id") for row in images]
     names = [row.get("file_name") for row in images]
     for row, (id_, name) in enumerate(zip(ids, names, strict=True)):
-        if not _is_whole(id_):
+        if not is_whole(id_):
             problems.add("image id is not a whole number", f"{path}: images[{row}]: {id_!r}", fatal=True)
             ids[row] = -1 - row
         if not isinstance(name, str):
@@ -203,7 +212,7 @@ def image_columns(path: Path, images: list[dict], problems: Problems) -> tuple[l
     return ids, [name.replace("\\", "/") for name in names]
 
 
-def _is_whole(value: Any) -> bool:
+def is_whole(value: Any) -> bool:
     """Whether it is a whole number that numpy can hold."""
     return isinstance(value, int) and abs(value) < 2**63
 
@@ -216,7 +225,7 @@ def _doubled(values: list) -> list[int]:
 
 def stated_size(image: dict) -> tuple[int, int]:
     height, width = image.get("height"), image.get("width")
-    return (height, width) if _is_whole(height) and _is_whole(width) else (0, 0)
+    return (height, width) if is_whole(height) and is_whole(width) else (0, 0)
 
 
 def _categories(path: Path, rows: list[dict], problems: Problems) -> tuple[list[int], list[str]]:
@@ -226,7 +235,7 @@ def _categories(path: Path, rows: list[dict], problems: Problems) -> tuple[list[
     found: dict[int, str] = {}
     for row, category in enumerate(rows):
         id_, name = category.get("id"), category.get("name")
-        if not _is_whole(id_) or not isinstance(name, str):
+        if not is_whole(id_) or not isinstance(name, str):
             raise DataError(f"{path}: categories[{row}] needs a whole-number id and a name, got {id_!r} and {name!r}")
         if id_ in found:
             problems.add("category id used twice", f"{path}: categories[{row}]: {id_} {name!r}", fatal=True)
@@ -262,7 +271,7 @@ def _objects(
     def where(row: int) -> str:
         return f"{path}: annotations[{row}] (id {rows[row].get('id')!r})"
 
-    doubled = _doubled([row.get("id") if _is_whole(row.get("id")) else None for row in rows])
+    doubled = _doubled([row.get("id") if is_whole(row.get("id")) else None for row in rows])
     problems.add_rows("annotation id used twice (renumbered)", np.array(doubled), where)
     boxes, usable = _boxes(rows, where, problems)
     image, known = _lookup([row.get("image_id") for row in rows], ids)

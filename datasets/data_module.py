@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-import os
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 
-import numpy as np
-import torch
-from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from .augment import Augment
-from .batching import frame_multiple, frame_sizes
 from .crops import ScaleCrop
-from .detection import DetectionDataset, Loader, loader_for
+from .detection import DetectionDataset
 from .mixing import Mixing
+from .picture_data import PictureData, Shapes
 from .proposal_files import read_proposals
 from .proposals import Proposer
 from .propose import propose
 from .readers import read_splits
-from .shapes import shapes_table
 from .table import DataError, Table
-from .transforms import Resize, resize_shape
-
-
-@dataclass(frozen=True)
-class Shapes:
-    """How many built-in pictures to draw, for `path: shapes`.
-
-    Attributes:
-        train_images: pictures to train on.
-        val_images: pictures to validate on; as many others to test on.
-        size: their height and width in pixels.
-    """
-
-    train_images: int = 2000
-    val_images: int = 200
-    size: int = 128
-
 
 _AUGMENT, _SHAPES = Augment(), Shapes()
 
 
-class DetectionData(LightningDataModule):
+class DetectionData(PictureData):
     """Pictures with boxes, from the built-in shapes or a folder or file in any known format.
 
     Annotations are read when first needed (`categories`, `tables`, a loader), once; proposals when a split's loader is.
@@ -51,9 +28,6 @@ class DetectionData(LightningDataModule):
     Attributes:
         proposer: of the model that is trained on these pictures, where it has one; `sightline train` sets it.
     """
-
-    # With fewer validation pictures than processes some process has none; that is no error.
-    allow_zero_length_dataloader_with_multiple_devices = True
 
     def __init__(
         self,
@@ -105,14 +79,7 @@ class DetectionData(LightningDataModule):
             proposal_cache: the folder where that proposer's boxes are kept; null keeps them beside the data, or in
                 $SIGHTLINE_CACHE.
         """
-        super().__init__()
-        if min_size < 1 or max_size < 1 or (max_size < min_size and not exact):
-            raise DataError(f"need 1 <= min_size <= max_size, got min_size {min_size} and max_size {max_size}")
-        if batch_size < 1:
-            raise DataError(f"batch_size must be at least 1, got {batch_size}")
-        self.path, self.batch_size = path, batch_size
-        self.resize: Resize = (min_size, max_size, True) if exact else (min_size, max_size)
-        self.num_workers = default_workers() if num_workers is None else num_workers
+        super().__init__(path, batch_size, resize=(min_size, max_size, exact), num_workers=num_workers)
         self.augment, self.seed, self.cache, self.shapes = crop or augment, seed, cache, shapes
         if crop is not None and exact and tuple(crop.size) != (min_size, max_size):
             raise DataError(
@@ -139,28 +106,19 @@ class DetectionData(LightningDataModule):
         self.train_split, self.val_split = train_split, val_split
         self.proposer: Proposer | None = None
         self.proposals, self.proposal_cache = proposals, proposal_cache
-        self._told = False
 
-    @cached_property
-    def tables(self) -> dict[str, Table]:
-        """The annotations by split: "train", "val" and, where there is one, "test".
-
-        Raises:
-            DataError: they cannot be read or repaired; the message lists everything that is wrong.
-        """
-        tables = self._read()
+    def _read(self) -> dict[str, Table]:
+        tables = self._read_whole()
         if self.largest is None:
             return tables
         kept = {id(table): table.largest(self.largest) for table in tables.values()}  # one table may be two splits
         return {name: kept[id(table)] for name, table in tables.items()}
 
-    def _read(self) -> dict[str, Table]:
+    def _read_whole(self) -> dict[str, Table]:
         if self.path == "shapes":
             if self.train_split or self.val_split:
                 raise DataError("the built-in shapes have fixed splits; leave train_split and val_split out")
-            counts = {"train": self.shapes.train_images, "val": self.shapes.val_images, "test": self.shapes.val_images}
-            options = {"size": self.shapes.size, "seed": self.seed, "masks": self.masks is not None}
-            return {split: shapes_table(split, n, **options) for split, n in counts.items()}
+            return self.shapes.tables(seed=self.seed, masks=self.masks is not None)
         return read_splits(self.path, train=self.train_split, val=self.val_split)
 
     @property
@@ -173,26 +131,14 @@ class DetectionData(LightningDataModule):
         """How many classes there are, without any background."""
         return len(self.categories)
 
-    def setup(self, stage: str | None = None) -> None:
-        """Says once what was read and repaired, and whether `mixing` will never happen."""
-        if self._told:
-            return
-        self._told = True
-        for split, table in self.tables.items():
-            rank_zero_info(f"{split}: {table.describe()}")
-        for table in {id(table): table for table in self.tables.values()}.values():
-            if table.problems.counts:
-                rank_zero_info(table.problems.summary())
+    def _tell(self, stage: str | None) -> None:
+        """Also says whether `mixing` will never happen."""
+        super()._tell(stage)
         if stage == "fit" and self.plain(0):
             rank_zero_info(
                 f"warning: nothing is mixed: the last {self.plain_epochs} epochs are plain (data.plain_epochs), and there are "
                 f"{self.trainer.max_epochs} (trainer.max_epochs)"
             )
-
-    def train_dataloader(self) -> Loader:
-        """Shuffled, changed at random, every batch full; with Lightning's `overfit_batches` fixed and unchanged."""
-        fixed = self.trainer is not None and self.trainer.overfit_batches > 0
-        return self._loader("train", train=not fixed)
 
     def plain(self, epoch: int) -> bool:
         """Whether an epoch is one of the last, in which the `mixing` that there is does not happen."""
@@ -204,18 +150,8 @@ class DetectionData(LightningDataModule):
         epochs = self.trainer.max_epochs if self.trainer is not None else None
         return None if epochs is None or epochs < 0 else epochs - self.plain_epochs
 
-    def val_dataloader(self) -> Loader:
-        """Every picture of "val" exactly once over all processes."""
-        return self._loader("val")
-
-    def test_dataloader(self) -> Loader:
-        """Every picture of "test" exactly once over all processes, or of "val" where there is no "test"."""
-        return self._loader("test" if "test" in self.tables else "val")
-
-    def _loader(self, split: str, train: bool = False) -> Loader:
-        if split not in self.tables:
-            raise DataError(f'{self.path} has no split "{split}", only {", ".join(self.tables)}')
-        dataset = DetectionDataset(
+    def _dataset(self, split: str, train: bool) -> DetectionDataset:
+        return DetectionDataset(
             self.proposed(split),
             resize=self.resize,
             augment=self.augment if train else None,
@@ -224,16 +160,6 @@ class DetectionData(LightningDataModule):
             masks=self.masks,
             seed=self.seed,
             cache=self.cache,
-        )
-        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
-        return loader_for(
-            dataset,
-            self.batch_size,
-            train=train,
-            frames=self.frames if dataset.out_shapes is dataset.shapes else None,
-            num_workers=self.num_workers,
-            rank=rank,
-            world_size=world_size,
         )
 
     def proposed(self, split: str) -> Table:
@@ -256,18 +182,3 @@ class DetectionData(LightningDataModule):
                 progress=rank_zero_only.rank == 0,
             )
         return self.tables[split]
-
-    @cached_property
-    def frames(self) -> np.ndarray:
-        """(F, 2): the sizes that batches are padded to, shared by the splits, so that a network is compiled for few."""
-        sizes = np.concatenate([table.sizes for table in self.tables.values()])
-        shapes = np.array([resize_shape(*size, *self.resize) for size in sizes.tolist()])
-        return frame_sizes(shapes, multiple=frame_multiple(self.resize))
-
-
-def default_workers() -> int:
-    """Processes to load with: nearly all of a GPU's share of the cores; few where the cores also train."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if torch.cuda.is_available():
-        return max(1, min(16, cores // torch.cuda.device_count() - 1))
-    return min(2, cores // 4)

@@ -131,12 +131,16 @@ class DetectionDataset(Dataset):
         every = range(rows.start, rows.stop)
         return torch.from_numpy(self._outlines.masks(every, self.table.boxes[rows], self._masks))
 
-    def _sample(self, index: int) -> Sample:
+    def info(self, index: int) -> ImageInfo:
+        """Where picture `index` comes from, and its scale before any random change."""
         size, shape = (tuple(array[index].tolist()) for array in (self.table.sizes, self.shapes))
         scale = (shape[0] / size[0], shape[1] / size[1])
-        info = ImageInfo(int(self.table.image_ids[index]), self.table.paths[index], size, scale)
+        return ImageInfo(int(self.table.image_ids[index]), self.table.paths[index], size, scale)
+
+    def _sample(self, index: int) -> Sample:
+        info, shape = self.info(index), tuple(self.shapes[index].tolist())
         sample = Sample(self._image(index), self.target(index), info, self._proposals(index))
-        return sample.moved(sample.image, lambda instances: resize_instances(instances, size, shape))
+        return sample.moved(sample.image, lambda instances: resize_instances(instances, info.size, shape))
 
     def _proposals(self, index: int) -> Instances | None:
         """Picture `index`'s proposals in its original pixels, if the table has any."""

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator, Sequence
 from os import PathLike
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -49,6 +49,31 @@ class Frame(NamedTuple):
 def frames(source: str | int | PathLike | Sequence, every: int = 1) -> Frames:
     """The pictures of a source, to iterate over once or more; see `Frames`."""
     return Frames(source, every)
+
+
+def frames_and_arrays(source: Any, every: int = 1) -> Iterator[Frame]:
+    """The pictures of a source, where arrays, (H, W, 3) uint8 RGB, may stand in place of files or among them.
+
+    An array's name is its place, from 0.
+
+    Raises:
+        DataError: as `frames`, or an array is no picture.
+    """
+    items = source if isinstance(source, (list, tuple)) else [source]
+    if not any(isinstance(item, np.ndarray) for item in items):
+        yield from frames(source, every)
+        return
+    for place, item in enumerate(items):
+        if isinstance(item, np.ndarray):
+            yield Frame(f"array {place}", 0, _checked(item), None)
+        else:
+            yield from frames(item, every)
+
+
+def _checked(image: np.ndarray) -> np.ndarray:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise DataError(f"a picture must be an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}")
+    return np.require(image, requirements=("C", "W"))  # a copy only where torch could not share the memory
 
 
 class Frames:

@@ -1,6 +1,7 @@
-"""The three types that flow through Sightline: `Instances`, `Sample` and `Batch`. Nothing else crosses a folder's border.
+"""The types that flow through Sightline: `Instances`, `Captions`, `Sample` and `Batch`. Nothing else crosses a folder's border.
 
-Letters: B images, N instances (padded in a batch), H, W pixels, M side of a compact mask, P landmarks of an instance.
+Letters: B images, N instances (padded in a batch), H, W pixels, M side of a compact mask, P landmarks of an instance,
+S sentences about an image, T words of a sentence, L cells of a feature map.
 Boxes are xyxy in pixels, continuous coordinates (no +1); labels are 0..C-1, and -1 is padding.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -167,6 +168,60 @@ def _fits(value: Tensor, leading: tuple[int, ...], own: tuple[str | int, ...]) -
     return all(isinstance(wanted, str) or wanted == got for wanted, got in zip(own, shape[len(leading) :], strict=True))
 
 
+@dataclass
+class Captions:
+    """Sentences about one image (no leading dimension) or about each of a batch (leading dimension B); truth and predictions.
+
+    Attributes:
+        tokens: (..., S, T) int64, the number of each word in a vocabulary and, last, that of the end; 0 is padding, behind
+            the end, and throughout a sentence that is not there.
+        scores: (..., S) float32, log probabilities; None for truth.
+        attention: (..., S, T, L) float32, how much each cell of the feature map counted for each word, row by row of the map;
+            None where nobody attends.
+
+    Raises:
+        ValueError: a field's shape does not go with that of `tokens`.
+    """
+
+    tokens: Tensor
+    scores: Tensor | None = None
+    attention: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.tokens, Tensor):  # see `Instances`
+            return
+        if self.tokens.ndim not in (2, 3):
+            raise ValueError(f"tokens must be (S, T) or (B, S, T), got {tuple(self.tokens.shape)}")
+        *leading, words = self.tokens.shape
+        for name, own in (("scores", ()), ("attention", (words, "L"))):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) and not _fits(value, tuple(leading), own):
+                raise ValueError(
+                    f"{name} must be {(*leading, *own)} to go with tokens {tuple(self.tokens.shape)}, got {tuple(value.shape)}"
+                )
+
+    def __len__(self) -> int:
+        """Images in a batch, or sentences about one image."""
+        return self.tokens.shape[0]
+
+    def __getitem__(self, index: int | slice | Tensor) -> Captions:
+        """`batch[i]` is image i; of one image, a choice of its sentences."""
+        return self.map(lambda value: value[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Captions:
+        """The same function applied to every tensor there is."""
+        scores, attention = (None if value is None else function(value) for value in (self.scores, self.attention))
+        return Captions(function(self.tokens), scores, attention)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Captions:
+        """A copy on another device."""
+        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> Captions:
+        """A copy in page-locked memory, from which the GPU copies without waiting."""
+        return self.map(lambda value: value.pin_memory())
+
+
 class ImageInfo(NamedTuple):
     """Where a sample came from and how it was changed: what it takes to map boxes back to the original picture.
 
@@ -218,6 +273,9 @@ class Batch:
         targets: the objects, padded to one N; None when nothing is known of them.
         infos: B records of where each picture came from.
         proposals: (B, K) boxes that may hold an object, best first, padded with label -1; None where nobody asked.
+        captions: the sentences, for models that write some; None where nobody asked.
+        maps: (B, C, h, w) float16, what a frozen backbone made of the images beforehand, which are then not read and
+            (B, 3, 0, 0); None where nobody did.
     """
 
     images: Tensor
@@ -225,6 +283,8 @@ class Batch:
     targets: Instances | None
     infos: list[ImageInfo]
     proposals: Instances | None = None
+    captions: Captions | None = None
+    maps: Tensor | None = None
 
     def __len__(self) -> int:
         return self.images.shape[0]
@@ -236,19 +296,21 @@ class Batch:
 
     def to(self, device: torch.device | str, non_blocking: bool = True) -> Batch:
         """A copy on another device; from pinned memory the copy overlaps with the GPU's work."""
-        images, sizes = (t.to(device, non_blocking=non_blocking) for t in (self.images, self.sizes))
-        return self._with(images, sizes, lambda instances: instances.to(device, non_blocking))
+        return self._map(lambda value: value.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Batch:
         """A copy in page-locked memory."""
-        return self._with(self.images.pin_memory(), self.sizes.pin_memory(), Instances.pin_memory)
+        return self._map(lambda value: value.pin_memory())
 
-    def _with(self, images: Tensor, sizes: Tensor, change: Callable[[Instances], Instances]) -> Batch:
-        targets, proposals = (None if i is None else change(i) for i in (self.targets, self.proposals))
-        return Batch(images, sizes, targets, self.infos, proposals)
+    def _map(self, change: Callable[[Tensor | Instances | Captions], Any]) -> Batch:
+        """The same change to everything that is made of tensors."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self)}
+        return Batch(
+            **{name: value if value is None or name == "infos" else change(value) for name, value in parts.items()}
+        )
 
 
-for _type in (Instances, Sample, Batch):
+for _type in (Instances, Captions, Sample, Batch):
     # Makes the types containers for torch.export, torch.compile and torchvision's v2 transforms. Without it the latter
     # flip the picture and leave the boxes as they were, without a word.
     torch.export.register_dataclass(_type, serialized_type_name=f"sightline.{_type.__name__}")

@@ -175,8 +175,10 @@ class Table:
         return self.select_objects(kept).select(np.unique(self.image[kept]))
 
     def describe(self) -> str:
-        """One line: images, objects, categories."""
+        """One line: images, objects, categories; of pictures that have sentences alone, how many those are."""
         where = Path(self.paths[0]).parent if self.paths else "nowhere"
+        if self.captions is not None and not self.categories:
+            return f"{len(self)} images, {sum(map(len, self.captions))} sentences ({where})"
         return f"{len(self)} images, {len(self.image)} objects, {len(self.categories)} categories ({where})"
 
 

@@ -8,11 +8,11 @@ from functools import partial
 
 import torch
 
+from ..backbone.checkpoint import load_with, save
 from ..backbone.csp_darknet import SIZES
 from .augmented import augmented
 from .autoencoder import Autoencoder, autoencoder
 from .averaging import average_with
-from .checkpoint import load_with, save
 from .classification import Classifier, classifier
 from .ensemble import Ensemble, ensemble
 from .fast_rcnn import FastRCNN, fast_rcnn

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone, norm_layer
+from ..backbone.building import finish
 from ..backbone.chain import Chain
 from ..datasets.structures import Instances
 from .autoencoder_parts import MirrorDecoder, StrideDecoder, can_mirror
-from .building import finish
 from .model import Detector
 
 # (B, 3, H, W) normalised images and a strength to corrupted ones.

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from ..backbone import WeightsError
-from .checkpoint import default_device, load_with
+from ..backbone.checkpoint import default_device, load_with
 from .model import Detector
 
 

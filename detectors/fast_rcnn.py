@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from ..backbone import Backbone, BackboneWithFPN, LastMap, build_backbone
+from ..backbone.building import finish
 from ..datasets.proposals import Proposer, as_instances
 from ..datasets.structures import Instances
-from .building import finish
 from .model import Detector
 from .proposers import proposer_named
 from .roi_head import RoIHead, TwoLayerHead

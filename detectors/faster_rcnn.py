@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from ..backbone import OLD_TORCHVISION, Backbone, LastMap, build_backbone
+from ..backbone.building import finish
 from ..backbone.resnet import ResNet
 from ..datasets.structures import Instances
 from .anchors import Anchors
-from .building import finish
 from .coco_names import COCO_91
 from .model import Detector
 from .roi_head import BoxPredictor, ConvHead, RoIHead, StageHead, TwoLayerHead

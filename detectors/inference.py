@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from ..backbone.checkpoint import default_device
+from ..backbone.model import evaluating
 from ..datasets.batching import collate, frame_for
 from ..datasets.proposals import as_instances
-from ..datasets.sources import Frame, frames
+from ..datasets.sources import Frame, frames_and_arrays
 from ..datasets.structures import ImageInfo, Instances, Sample
 from ..datasets.table import DataError
 from ..datasets.transforms import from_hwc, resize, to_hwc
-from .checkpoint import default_device
 from .model import Detector
 from .video_tracking import VideoTracker
 
@@ -39,7 +38,7 @@ def run(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -> 
     Raises:
         DataError: nothing is there, or it cannot be read.
     """
-    for number, frame in enumerate(_frames(source, every), 1):
+    for number, frame in enumerate(frames_and_arrays(source, every), 1):
         yield _sample(number, frame, find(model, from_hwc(frame.image), score=score))
 
 
@@ -54,7 +53,7 @@ def track(model: Detector, source: Any, *, score: float = 0.5, every: int = 1) -
         ValueError: the score is not from 0 to 1.
     """
     tracker = VideoTracker(score, every)
-    for number, frame in enumerate(_frames(source, every), 1):
+    for number, frame in enumerate(frames_and_arrays(source, every), 1):
         found = find(model, from_hwc(frame.image), score=tracker.low)
         yield _sample(number, frame, tracker.update(frame.name, frame.fps, found))
 
@@ -95,37 +94,6 @@ def _kept(model: Detector, found: Instances, score: float) -> Instances:
     if model.task == "classification":
         kept[:1] = True  # a classifier always has an answer
     return found[kept]
-
-
-@contextmanager
-def evaluating(model: torch.nn.Module) -> Iterator[None]:
-    """Evaluation mode for a while; then every module, frozen ones too, is in the mode it was in."""
-    training = [module for module in model.modules() if module.training]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module in training:
-            module.training = True
-
-
-def _frames(source: Any, every: int) -> Iterator[Frame]:
-    """The pictures of `source`, where arrays may stand among files."""
-    items = source if isinstance(source, (list, tuple)) else [source]
-    if not any(isinstance(item, np.ndarray) for item in items):
-        yield from frames(source, every)
-        return
-    for place, item in enumerate(items):
-        if isinstance(item, np.ndarray):
-            yield Frame(f"array {place}", 0, _checked(item), None)
-        else:
-            yield from frames(item, every)
-
-
-def _checked(image: np.ndarray) -> np.ndarray:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-        raise DataError(f"a picture must be an (H, W, 3) uint8 RGB array, got {image.shape} {image.dtype}")
-    return np.require(image, requirements=("C", "W"))  # a copy only where torch could not share the memory
 
 
 def usable_device(name: str | None) -> torch.device:

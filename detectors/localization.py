@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import Backbone, BackboneWithFPN, build_backbone, check_backbone
+from ..backbone.building import finish
 from ..datasets.structures import Instances
 from .boxes import area, full_precision
-from .building import finish
 from .model import Detector
 from .roi_head import TwoLayerHead
 

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..backbone.freeze import set_norms
-from ..backbone.normalize import Normalize
+from ..backbone.model import Model
 from ..datasets.proposals import Proposer
 from ..datasets.structures import Instances
 
 
-class Detector(nn.Module):
+class Detector(Model):
     """The base of all detectors. A subclass writes the verbs `forward`, `losses` and `decode`:
 
         outputs = model(images, sizes)              # a NamedTuple of tensors; needs no targets
@@ -31,12 +30,9 @@ class Detector(nn.Module):
         categories: C names, in the order of the labels.
         task: "detection", "classification" (an object is the whole picture), "localization" (one answer, or a fixed
             number) or "reconstruction" (nothing is found): how its answers are scored.
-        resize: what pictures are brought to before they reach the model: (shorter side, longer side at most), or
-            (height, width, True) for exactly that size.
         proposer: says where to look, picture by picture, for models that do not propose themselves; most have none.
         refining: whether training is in its last epochs, without strong augmentation; the trainer sets it, and some losses
             have more terms then.
-        architecture: the builder's name and arguments, from which `load` makes the model anew.
     """
 
     task = "detection"
@@ -44,13 +40,10 @@ class Detector(nn.Module):
     def __init__(
         self, *, mean: Sequence[float], std: Sequence[float], num_classes: int, padding: float | None = None
     ) -> None:
-        super().__init__()
-        self.normalize = Normalize(mean, std, padding)
+        super().__init__(mean=mean, std=std, padding=padding)
         self.categories = [f"class {i}" for i in range(num_classes)]
-        self.resize: tuple[int, int] | tuple[int, int, bool] = (800, 1333)
         self.proposer: Proposer | None = None
         self.refining = False
-        self.architecture: dict[str, Any] | None = None
 
     def forward(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Any:
         """What the network makes of a batch. Only models with a proposer look at `proposals`; most do not take any."""
@@ -64,20 +57,18 @@ class Detector(nn.Module):
         """The detections of (B, D), in the frame's pixels, best first; label -1 marks padding."""
         raise NotImplementedError
 
-    def train(self, mode: bool = True) -> Detector:
-        """As of any module; but batch norms that are frozen are held still in training too, see `freeze_stages`."""
-        super().train(mode)
-        set_norms(self)
-        return self
-
     def description(self) -> dict[str, Any]:
-        """Plain values from which, with the weights, `load` makes the same model: they go into every checkpoint."""
-        return {
-            "format": 1,
-            "architecture": self.architecture,
-            "categories": list(self.categories),
-            "resize": list(self.resize),
-        }
+        """See `Model.description`; the names of the categories are part of it."""
+        return super().description() | {"categories": list(self.categories)}
+
+    def restore(self, about: Mapping[str, Any]) -> None:
+        """See `Model.restore`."""
+        super().restore(about)
+        categories = list(about["categories"])
+        counted = "num_classes" in ((self.architecture or {}).get("arguments") or {})  # an autoencoder has none
+        if counted and len(categories) != len(self.categories):
+            raise ValueError(f"names {len(categories)} categories for a model of {len(self.categories)}")
+        self.categories = categories
 
     def detect(self, images: Tensor, sizes: Tensor, proposals: Instances | None = None) -> Instances:
         """From pixels to detections: `decode` after `forward`."""

@@ -35,13 +35,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..backbone import load_weights
+from ..backbone.building import finish
 from ..backbone.chain import Chain, Stage
 from ..backbone.weights import BACKBONE_OF
 from ..datasets.structures import Instances
 from .assignment import Matches, gather
 from .box_merging import merge
 from .boxes import area, clip, full_precision, intersection
-from .building import finish
 from .model import Detector
 
 

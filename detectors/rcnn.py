@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 
 from ..backbone import CLASSIFIERS, Backbone, build_backbone, build_classifier
+from ..backbone.building import finish
 from .boxes import full_precision
-from .building import finish
 from .fast_rcnn import FastRCNN
 from .proposers import proposer_named
 from .roi_head import BoxPredictor, RoIHead

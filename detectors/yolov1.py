@@ -16,11 +16,11 @@ from typing import NamedTuple
 from torch import Tensor, nn
 
 from ..backbone import Backbone, BackboneWithFPN, Norm, build_backbone, check_backbone, norm_layer
+from ..backbone.building import finish
 from ..backbone.wrap import map_shapes
 from ..datasets.structures import Instances
 from .assignment import gather
 from .boxes import clip, full_precision
-from .building import finish
 from .model import Detector
 from .nms import best, nms
 from .yolov1_cells import decode, split

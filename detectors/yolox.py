@@ -17,11 +17,11 @@ from typing import NamedTuple
 from torch import Tensor
 
 from ..backbone import Backbone, build_backbone, norm_layer
+from ..backbone.building import finish
 from ..backbone.csp_darknet import SIZES
 from ..datasets.structures import Instances
 from .assignment import gather
 from .boxes import clip
-from .building import finish
 from .model import Detector
 from .nms import best, nms
 from .yolo_head import Predictions, YOLOHead, decode_boxes, points

@@ -1,6 +1,8 @@
 """Predictions and truth to scores: COCO and VOC AP, captions, confusion, threshold curves, charts and a report."""
 
-from .caption_results import read_caption_results, read_caption_truth
+from .caption_collector import CaptionCollector
+from .caption_report import write_caption_report
+from .caption_results import read_caption_results, read_caption_truth, write_caption_results
 from .caption_tokens import caption_tokens
 from .captions import CaptionResult, evaluate_captions
 from .coco import CocoResult, evaluate_coco

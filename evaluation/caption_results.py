@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import json
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from ..datasets.table import DataError
@@ -65,6 +66,12 @@ def read_caption_results(path: str | Path, truth: Collection[int], *, partial: b
             "for one; caption them, or ask for the scores of a part (--partial)"
         )
     return captions
+
+
+def write_caption_results(path: str | Path, captions: Mapping[int, str]) -> None:
+    """Writes the caption of each picture as `read_caption_results` reads it."""
+    records = [{"image_id": int(image), "caption": caption} for image, caption in captions.items()]
+    Path(path).write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
 
 
 def _columns(path: Path, records: list) -> tuple[list, list]:

@@ -1,10 +1,14 @@
-"""Scores of captions against sentences people wrote: BLEU-1 to 4, ROUGE-L, CIDEr and CIDEr-D.
+"""Scores of captions against sentences people wrote: BLEU-1 to 4, ROUGE-L, CIDEr and CIDEr-D, and how many are exact.
 
-- BLEU (Papineni et al. 2002, https://aclanthology.org/P02-1040), of the whole set, length by the closest reference.
+- BLEU (Papineni et al. 2002, https://aclanthology.org/P02-1040), of the whole set, length by the closest reference. Without
+  its brevity penalty, as some papers give it (Show, Attend and Tell, https://arxiv.org/abs/1502.03044, table 1), it is
+  "unpenalised" here, and never smaller.
 - ROUGE-L (Lin 2004, https://aclanthology.org/W04-1013), beta 1.2: best precision and best recall over the references.
 - CIDEr and CIDEr-D (Vedantam et al. 2015, https://arxiv.org/abs/1411.5726), n-grams of 1 to 4 words, document
   frequencies from the references of the pictures scored; CIDEr-D clips counts and weighs lengths with sigma 6. Both are
   multiplied by ten, as everywhere; words are not stemmed.
+- Exact: the share of captions that are one of their references, word by word. It means something where there is one right
+  sentence for a picture, as for the built-in shapes.
 
 The numbers are pycocoevalcap's (https://github.com/salaniz/pycocoevalcap), whose "CIDEr" is CIDEr-D, down to its smoothing
 constants. One deviation: where a caption and a reference both have no word left, it gives ROUGE-L 1; here it is 0. METEOR
@@ -47,6 +51,7 @@ class CaptionResult:
         rouge_l: (I,) float64 in [0, 1].
         cider: (I,) float64 in [0, 10].
         cider_d: (I,) float64 in [0, 10].
+        exact: (I,) bool, whether the caption's words are those of a reference, in their order; of no words, False.
     """
 
     image_ids: list[int | str]
@@ -58,13 +63,16 @@ class CaptionResult:
     rouge_l: np.ndarray
     cider: np.ndarray
     cider_d: np.ndarray
+    exact: np.ndarray
 
     def summary(self) -> dict[str, float]:
-        """BLEU-1 to BLEU-4, ROUGE-L, CIDEr and CIDEr-D of the set: BLEU from its counts, the others as means."""
+        """BLEU-1 to BLEU-4, ROUGE-L, CIDEr, CIDEr-D and exact of the set: BLEU from its counts, the others as means."""
         bleu = _bleu(self.correct.sum(0), self.guessed.sum(0), self.lengths.sum(0))
-        numbers = {f"BLEU-{n}": float(bleu[n - 1]) for n in range(1, ORDERS + 1)}
-        means = {"ROUGE-L": self.rouge_l, "CIDEr": self.cider, "CIDEr-D": self.cider_d}
-        return numbers | {name: float(values.mean()) for name, values in means.items()}
+        return _by_order(bleu) | {name: float(values.mean()) for name, values in self._means().items()}
+
+    def unpenalised(self) -> dict[str, float]:
+        """BLEU-1 to BLEU-4 of the set without the brevity penalty: the geometric means of precisions alone."""
+        return _by_order(_precision_means(self.correct.sum(0), self.guessed.sum(0)))
 
     @cached_property
     def bleu(self) -> np.ndarray:
@@ -76,14 +84,16 @@ class CaptionResult:
         return [self._record(row) for row in self._worst_first()]
 
     def table(self, worst: int = 10) -> str:
-        """A line a score, and the worst captions with their first reference.
+        """A line a score, BLEU beside its unpenalised value, and the worst captions with their first reference.
 
         Args:
             worst: how many captions are listed; 0 for none.
         """
         pictures = len(self.captions)
         counted = f"{pictures} captions, {sum(map(len, self.references))} references"
-        lines = [f"{name:<9}{value:7.4f}" for name, value in self.summary().items()]
+        beside = {name: f"{value:9.4f}" for name, value in self.unpenalised().items()}
+        beside["BLEU-1"] += "  without brevity penalty"
+        lines = [f"{name:<9}{value:7.4f}{beside.get(name, '')}" for name, value in self.summary().items()]
         lines.append(
             f"{counted}; {self.lengths[:, 0].mean():.1f} words a caption, references {self.lengths[:, 1].mean():.1f}"
         )
@@ -95,18 +105,25 @@ class CaptionResult:
         return "\n".join(lines)
 
     def to_dict(self) -> dict:
-        """The summary and every picture's scores, ready for json.dump."""
-        return {**self.summary(), "per_image": self.per_image()}
+        """The summary, "BLEU-1 unpenalised" to 4, and every picture's scores, ready for json.dump."""
+        unpenalised = {f"{name} unpenalised": value for name, value in self.unpenalised().items()}
+        return {**self.summary(), **unpenalised, "per_image": self.per_image()}
+
+    def _means(self) -> dict[str, np.ndarray]:
+        """What is a mean over pictures, (I,) each."""
+        return {"ROUGE-L": self.rouge_l, "CIDEr": self.cider, "CIDEr-D": self.cider_d, "exact": self.exact}
 
     def _worst_first(self) -> np.ndarray:
         return np.lexsort((self.bleu[:, -1], self.cider_d))
 
     def _record(self, row: int) -> dict:
-        scores = {f"BLEU-{n}": float(self.bleu[row, n - 1]) for n in range(1, ORDERS + 1)}
-        means = {"ROUGE-L": self.rouge_l, "CIDEr": self.cider, "CIDEr-D": self.cider_d}
-        scores |= {name: float(values[row]) for name, values in means.items()}
+        scores = _by_order(self.bleu[row]) | {name: values[row].item() for name, values in self._means().items()}
         said = {"caption": self.captions[row], "references": self.references[row]}
         return {"image_id": self.image_ids[row], **said, **scores}
+
+
+def _by_order(bleu: np.ndarray) -> dict[str, float]:
+    return {f"BLEU-{n}": float(value) for n, value in enumerate(bleu, 1)}
 
 
 def _line(sentence: str) -> str:
@@ -145,6 +162,7 @@ def evaluate_captions(
         rouge_l=_rouge_l(candidates, truths, owner),
         cider=cider,
         cider_d=cider_d,
+        exact=_exact(candidates, truths, owner),
     )
 
 
@@ -165,10 +183,14 @@ def _check(references: Mapping, captions: Mapping) -> None:
 
 def _bleu(correct: np.ndarray, guessed: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     """(..., 4) BLEU-1 to 4 from counts (..., 4) and lengths (..., 2): geometric means of precisions, short ones punished."""
-    precisions = (correct + _TINY) / (guessed + _SMALL)
-    means = np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, ORDERS + 1))
     ratio = (lengths[..., :1] + _TINY) / (lengths[..., 1:] + _SMALL)
-    return means * np.exp(np.minimum(0, 1 - 1 / ratio))
+    return _precision_means(correct, guessed) * np.exp(np.minimum(0, 1 - 1 / ratio))
+
+
+def _precision_means(correct: np.ndarray, guessed: np.ndarray) -> np.ndarray:
+    """(..., 4) geometric means of the precisions of 1 to 4 orders."""
+    precisions = (correct + _TINY) / (guessed + _SMALL)
+    return np.cumprod(precisions, axis=-1) ** (1 / np.arange(1, ORDERS + 1))
 
 
 def _correct(found: Counts, true: Counts, owner: np.ndarray) -> np.ndarray:
@@ -251,3 +273,12 @@ def _similarities(found: Counts, true: Counts, owner: np.ndarray) -> np.ndarray:
     products = (matching * true_weight, np.minimum(matching, true_weight) * true_weight)
     dots = np.array([np.bincount(true.sentence, product, minlength=references) for product in products], np.float64)
     return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+
+
+# -- Exact --
+
+
+def _exact(candidates: list[list[str]], truths: list[list[str]], owner: np.ndarray) -> np.ndarray:
+    """(I,) bool: whether a caption is one of its references."""
+    same = [bool(words) and candidates[i] == words for i, words in zip(owner.tolist(), truths, strict=True)]
+    return np.bincount(owner, same) > 0

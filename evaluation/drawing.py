@@ -9,15 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
 from ..datasets.structures import Instances
+from . import lettering
 from .plots import COLOURS, INK, MUTED
 
 MAX_LABELS = 12  # objects in a panel above which names go to a legend and leave the picture clear
@@ -58,7 +57,7 @@ def annotate(
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture, "RGBA")  # blends what is drawn; the picture stays RGB
     side = math.sqrt(image.shape[0] * image.shape[1])
-    line, font = max(2, round(side / 320)), _font(max(11, round(side / 46)))
+    line, font = max(2, round(side / 320)), lettering.font(max(11, round(side / 46)))
     boxes, labels = instances.boxes.float().cpu().numpy(), instances.labels.tolist()
     # Large boxes first, so that small ones and their names stay on top.
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable").tolist()
@@ -84,6 +83,11 @@ def colour_of(label: int) -> Colour:
     else:
         colour = hsv_to_rgb((label * 0.618034 % 1, (0.85, 0.55)[label % 2], (0.6, 0.9, 0.75)[label % 3]))
     return tuple(round(255 * float(part)) for part in colour)
+
+
+def legible(ground: Colour) -> str:
+    """The colour of letters on a coloured ground."""
+    return "white" if np.dot(ground, (0.299, 0.587, 0.114)) < 0.6 * 255 else INK
 
 
 def _whole(box: np.ndarray) -> Rectangle:
@@ -136,8 +140,7 @@ def _write(
     place = next((place for place in places if not any(_overlap(place, other) for other in taken)), places[0])
     taken.append(place)
     pen.rectangle((place[0], place[1], place[2] - 1, place[3] - 1), fill=colour)
-    dark = np.dot(colour, (0.299, 0.587, 0.114)) < 0.6 * 255
-    pen.text((place[0] + edge, place[1] + edge // 2), text, fill="white" if dark else INK, font=font)
+    pen.text((place[0] + edge, place[1] + edge // 2), text, fill=legible(colour), font=font)
 
 
 def _overlap(one: Rectangle, other: Rectangle) -> bool:
@@ -147,11 +150,6 @@ def _overlap(one: Rectangle, other: Rectangle) -> bool:
 def _name(names: Sequence[str], label: int) -> str:
     name = " ".join(str(names[label]).split()) if label < len(names) else str(label)
     return name if len(name) <= 20 else name[:19] + "…"
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(str(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")), size)
 
 
 def draw_comparison(
@@ -204,7 +202,7 @@ def _scaled(image: np.ndarray, instances: Instances) -> tuple[np.ndarray, Instan
 
 def _side_by_side(titles: Sequence[str], panels: Sequence[np.ndarray], legend: dict[str, Colour]) -> Image.Image:
     """Two panels of one shape with their titles, and beneath them what the colours mean."""
-    font, row = _font(TEXT), 3 * TEXT // 2
+    font, row = lettering.font(TEXT), 3 * TEXT // 2
     height = panels[0].shape[0]
     column = GAP + max(panels[0].shape[1], *(math.ceil(font.getlength(title)) for title in titles))
     columns = max(1, (2 * column) // (13 * TEXT))

@@ -24,7 +24,8 @@ class ReportInputs:
     Attributes:
         title: the heading.
         details: what was run on what, e.g. {"recipe": …, "data": …, "checkpoint": …}.
-        load_image: from an image's row in the truth to (H, W, 3) uint8 RGB; without it there are no pictures.
+        load_image: from an image's row in the truth (or among the captions) to (H, W, 3) uint8 RGB; without it there are no
+            pictures.
         image_names: I names or paths to call the images by; else their ids.
         metrics: the metrics.csv of Lightning's CSVLogger.
         pictures: how many images to show of the worst, and as many of all, evenly spread.
@@ -46,12 +47,8 @@ def write_page(folder: Path, title: str, sections: Sequence[str]) -> Path:
     return path
 
 
-def heading(inputs: ReportInputs, truth: Truth, detections: Detections, categories: int) -> str:
+def heading(inputs: ReportInputs, counts: str) -> str:
     """The title, how much was scored, and the details."""
-    counts = (
-        f"{len(truth.image_ids):,} images, {len(truth.labels):,} objects, "
-        f"{len(detections):,} detections, {categories:,} categories"
-    )
     details = "".join(f"<dt>{escape(k)}</dt><dd>{escape(str(v))}</dd>" for k, v in inputs.details.items())
     return f"<h1>{escape(inputs.title)}</h1><p class=lead>{counts}</p><dl>{details}</dl>"
 
@@ -206,6 +203,8 @@ th, td { text-align: right; padding: .3rem .8rem; border-bottom: 1px solid var(-
 th { color: var(--muted); font-weight: 600; white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; overflow-wrap: anywhere; max-width: 30rem; }
 .bar { min-width: 9rem; background: linear-gradient(90deg, #cfe1f2 var(--share), transparent 0); }
+.said { display: grid; grid-template-columns: 16rem 1fr; gap: .2rem 1.4rem; }
+.said p { margin: 0; font-size: 1.1rem; } .said ul { color: var(--muted); margin: .4rem 0; padding-left: 1.2rem; }
 .pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(26rem, 1fr)); gap: 1rem; }
 img { max-width: 100%; height: auto; }
 figure { margin: 0 0 1.4rem; }

@@ -56,7 +56,11 @@ def write_report(
     drawings = folder / "report"
     drawings.mkdir(parents=True, exist_ok=True)
     sections = SECTIONS[type(result)](drawings, truth, detections, result, inputs)
-    return write_page(folder, inputs.title, [heading(inputs, truth, detections, len(result.categories)), *sections])
+    counts = (
+        f"{len(truth.image_ids):,} images, {len(truth.labels):,} objects, "
+        f"{len(detections):,} detections, {len(result.categories):,} categories"
+    )
+    return write_page(folder, inputs.title, [heading(inputs, counts), *sections])
 
 
 def coco_sections(

@@ -25,6 +25,8 @@ USERS = ("tools", "tests", "benchmarks")
 EXCEPTIONS = {
     # `Detector.predict` takes files and video: reading and batching them is the data room's, and is loaded on that call.
     "detectors/inference.py": {"datasets.batching", "datasets.sources", "datasets.transforms"},
+    # And so for `Captioner.predict`.
+    "captioning/inference.py": {"datasets.batching", "datasets.sources", "datasets.transforms"},
 }
 OUTSIDE = "outside"
 

@@ -3,6 +3,7 @@
     sightline benchmark best.ckpt faster_rcnn torchvision:fasterrcnn_resnet50_fpn --size 800 1216 --batch 1 8
     sightline benchmark runs/a/best.ckpt runs/b/best.ckpt --data coco/ --split val --json table.json
     sightline benchmark faster_rcnn@coco torchvision:fasterrcnn_resnet50_fpn@coco --data coco/
+    sightline benchmark captioner.ckpt other.ckpt --data flickr8k/ --split test --batch 1 32
     sightline benchmark lineage --help                          # R-CNN, Fast and Faster R-CNN, trained and timed
 
 A MODEL is a checkpoint, or the name of a detector of ours or of torchvision's. A name's weights are random, unless some
@@ -13,6 +14,9 @@ How they are timed: the models take turns, round by round, so that a machine tha
 warm-up, medians over the rounds. All get the same pictures, uint8 in the host's memory, and give final boxes. Stages
 are timed in rounds of their own with a synchronisation after each, so that on a GPU they add up to a little more: input
 (transfer and normalisation), backbone, proposals, head (all the rest, suppression too).
+
+Captioners are timed from pixels to sentences' words, each with greedy search and with a beam of 5; their last stage, decoder,
+is all after the backbone.
 """
 
 from __future__ import annotations
@@ -22,19 +26,24 @@ import importlib
 import json
 import platform
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from sightline.datasets.data_module import DetectionData, default_workers
+from sightline.datasets.data_module import DetectionData
+from sightline.datasets.picture_data import default_workers
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
 from sightline.tools.benchmark_models import build, has_weights
-from sightline.tools.benchmark_speed import REST, STAGES, Row, memory_kind, time_models
+from sightline.tools.benchmark_speed import REST, STAGES, Row, Timing, aligned, memory_kind, number, time_models
 from sightline.tools.main import run
+from sightline.tools.model_names import is_captioner
 from sightline.tools.number_options import positive
 from sightline.training import score
+
+SIZE = (800, 1216)  # height and width of timed pictures
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -43,18 +52,24 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["lineage"]:
         return importlib.import_module("sightline.tools.benchmark_lineage").main(argv[1:])
     arguments = _arguments(argv)
+    if any(captioners := [is_captioner(spec) for spec in arguments.models]):
+        if not all(captioners):
+            one, other = (arguments.models[captioners.index(kind)] for kind in (True, False))
+            raise DataError(f"{one} writes sentences and {other} does not: no table compares the two, time them apart")
+        return importlib.import_module("sightline.tools.benchmark_captions").compare(arguments)
     device = usable_device(arguments.device)
     table = _table(arguments.data, arguments.split) if arguments.data else None
     models = {spec: build(spec, device) for spec in dict.fromkeys(arguments.models)}
     print(machine(device))
     rows: list[Row] = []
     for batch_size in arguments.batch:
-        rows += time_models(models, table, tuple(arguments.size), batch_size, arguments.repeats)
+        rows += time_models(models, table, tuple(arguments.size or SIZE), batch_size, arguments.repeats)
     if table is not None:
         score_models(models, table, rows)
     print(f"{text_table(rows)}\nMiB: {memory_kind(device)}")
     if arguments.json:
-        _write_json(arguments, device, rows)
+        about = {"memory": memory_kind(device), "size": arguments.size or SIZE}
+        write_json(arguments, device, rows, about)
     return 0
 
 
@@ -83,17 +98,11 @@ def text_table(rows: list[Row]) -> str:
     stages = list(dict.fromkeys([*STAGES.values(), REST]))
     lines = [["model", "batch", "AP", "images/s", "ms", *stages, "M params", "GFLOP", "MiB"]]
     for row in rows:
-        numbers = [_number(row.AP, 3), _number(row.rate, 1), _number(row.ms, 1)]
-        numbers += [_number(row.stages.get(stage), 1) for stage in stages]
-        numbers += [_number(row.parameters / 1e6, 2), _number(row.gflops, 1), _number(row.memory, 0)]
+        numbers = [number(row.AP, 3), number(row.rate, 1), number(row.ms, 1)]
+        numbers += [number(row.stages.get(stage), 1) for stage in stages]
+        numbers += [number(row.parameters / 1e6, 2), number(row.gflops, 1), number(row.memory, 0)]
         lines.append([row.model, str(row.batch), *numbers])
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = [[line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])] for line in lines]
-    return "\n".join("  ".join(line) for line in padded)
-
-
-def _number(value: float | None, digits: int) -> str:
-    return "-" if value is None else f"{value:.{digits}f}"
+    return aligned(lines)
 
 
 def machine(device: torch.device) -> str:
@@ -118,9 +127,10 @@ def _table(path: str, split: str) -> Table:
     return tables[split]
 
 
-def _write_json(arguments: argparse.Namespace, device: torch.device, rows: list[Row]) -> None:
-    about = {"machine": machine(device), "memory": memory_kind(device)}
-    about |= {name: getattr(arguments, name) for name in ("size", "repeats", "data", "split")}
+def write_json(arguments: argparse.Namespace, device: torch.device, rows: Sequence[Timing], about: dict) -> None:
+    """The table, how it was made, and every round's time."""
+    about = {"machine": machine(device)} | about
+    about |= {name: getattr(arguments, name) for name in ("repeats", "data", "split")}
     content = about | {"rows": [vars(row) | {"ms": row.ms, "images_per_second": row.rate} for row in rows]}
     path = Path(arguments.json)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +147,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("models", metavar="MODEL", nargs="+", help="a checkpoint, NAME[@WEIGHTS] or torchvision:NAME[@WEIGHTS]")
     add("--data", metavar="PATH", help="a data set, or shapes: to score on, and to take pictures from")
     add("--split", default="val", help="of that data set (val)")
-    add("--size", type=positive, nargs=2, metavar=("H", "W"), default=[800, 1216], help="of timed pictures (800 1216)")
+    add(
+        "--size", type=positive, nargs=2, metavar=("H", "W"), help="of timed pictures (800 1216; captioners: their own)"
+    )
     add("--batch", type=positive, nargs="+", default=[1], metavar="B", help="pictures at a time (1)")
     add("--repeats", type=positive, default=10, metavar="N", help="timed rounds (10)")
     add("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")

@@ -30,8 +30,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from sightline.datasets.augment import Augment
-from sightline.datasets.data_module import DetectionData, default_workers
+from sightline.datasets.data_module import DetectionData
 from sightline.datasets.detection import DetectionDataset, loader_for, read_picture
+from sightline.datasets.picture_data import default_workers
 from sightline.datasets.propose import propose
 from sightline.datasets.structures import Batch
 from sightline.datasets.table import DataError, Table

@@ -1,4 +1,4 @@
-"""How fast detectors are: times by turns, stage by stage, with parameters, operations and memory.
+"""How fast models are: times by turns, stage by stage; of detectors with operations and memory too.
 
 Models that do not propose themselves get their proposals with the pictures; how long those took is not counted.
 """
@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
+from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
@@ -30,22 +33,20 @@ from sightline.datasets.transforms import from_hwc, resize_image, to_hwc
 from sightline.detectors import Detector
 from sightline.tools.benchmark_models import build
 
+K = TypeVar("K", bound=Hashable)
 WARM_UP = 2  # rounds before any is timed
 STAGES = {"normalize": "input", "transform": "input", "backbone": "backbone", "rpn": "proposals"}  # by submodule
 REST = "head"  # all after the last submodule of these
 
 
 @dataclass
-class Row:
-    """One line of the table: a model at one batch size.
+class Timing:
+    """How fast a model is at one batch size.
 
     Attributes:
-        times: ms of each round, from pixels (and proposals) in the host's memory to final boxes.
+        times: ms of each round, from pixels (and proposals) in the host's memory to the final answer.
         stages: median ms of each stage.
         parameters: how many numbers.
-        gflops: of one picture: matrix products and convolutions alone, a multiplication and its addition counting two.
-        memory: peak in MiB, see `memory_kind`; None where it cannot be had.
-        AP: COCO's; None where it was not scored.
     """
 
     model: str
@@ -53,9 +54,6 @@ class Row:
     times: list[float]
     stages: dict[str, float]
     parameters: int
-    gflops: float
-    memory: float | None
-    AP: float | None = None
 
     @property
     def ms(self) -> float:
@@ -66,6 +64,21 @@ class Row:
     def rate(self) -> float:
         """Pictures a second."""
         return 1000 * self.batch / self.ms
+
+
+@dataclass
+class Row(Timing):
+    """One line of the table: a detector at one batch size.
+
+    Attributes:
+        gflops: of one picture: matrix products and convolutions alone, a multiplication and its addition counting two.
+        memory: peak in MiB, see `memory_kind`; None where it cannot be had.
+        AP: COCO's; None where it was not scored.
+    """
+
+    gflops: float
+    memory: float | None
+    AP: float | None = None
 
 
 def time_models(
@@ -81,15 +94,14 @@ def time_models(
         repeats: timed rounds.
     """
     batches = {spec: pictures(table, batch_size, size, model.proposer) for spec, model in models.items()}
-    jobs = {spec: _job(model, batches[spec]) for spec, model in models.items()}
-    times = alternate(jobs, repeats, f"batch {batch_size}")
-    staged = alternate({spec: _staged(models[spec], job) for spec, job in jobs.items()}, repeats, "its stages")
+    jobs = {spec: partial(detect, model, batches[spec]) for spec, model in models.items()}
+    timings = time_jobs({spec: (models[spec], job) for spec, job in jobs.items()}, repeats, f"batch {batch_size}")
     return [
         Row(
             model=spec,
             batch=batch_size,
-            times=times[spec],
-            stages={name: statistics.median(each[name] for each in staged[spec]) for name in staged[spec][0]},
+            times=timings[spec][0],
+            stages=timings[spec][1],
             parameters=sum(p.numel() for p in model.parameters()),
             gflops=_flops(model, pictures(table, 1, size, model.proposer)) / 1e9,
             memory=_peak_memory(spec, model, batches[spec]),
@@ -114,9 +126,9 @@ def pictures(table: Table | None, number: int, size: tuple[int, int], proposer: 
     return collate(samples, frame)
 
 
-def alternate(jobs: dict[str, Callable[[], object]], repeats: int, title: str) -> dict[str, list]:
+def alternate(jobs: Mapping[K, Callable[[], object]], repeats: int, title: str) -> dict[K, list]:
     """What each job returned in each round; the jobs take turns, A B A B. Warm-up rounds are left out."""
-    results: dict[str, list] = {name: [] for name in jobs}
+    results: dict[K, list] = {name: [] for name in jobs}
     for i in tqdm(range(-WARM_UP, repeats), desc=title, unit="round", leave=False, disable=None):
         for name, job in jobs.items():
             result = job()
@@ -133,22 +145,41 @@ def detect(model: Detector, batch: Batch) -> Instances:
         return model.detect(*batch.to(device).inputs)
 
 
-def _device(model: Detector) -> torch.device:
+def _device(model: nn.Module) -> torch.device:
     return next(model.parameters()).device
 
 
-def _job(model: Detector, batch: Batch) -> Callable[[], float]:
-    """Detection on one batch; returns its milliseconds."""
+def time_jobs(
+    jobs: Mapping[K, tuple[nn.Module, Callable[[], object]]], repeats: int, title: str
+) -> dict[K, tuple[list[float], dict[str, float]]]:
+    """The milliseconds of each round, and the median ones of each stage, of jobs that take turns.
+
+    Args:
+        jobs: a model, and what it is to do, by any name.
+        repeats: timed rounds.
+        title: of the bar.
+    """
+    times = alternate({name: _timed(*job) for name, job in jobs.items()}, repeats, title)
+    staged = alternate({name: _staged(*job) for name, job in jobs.items()}, repeats, "its stages")
+    medians = {
+        name: {stage: statistics.median(r[stage] for r in rounds) for stage in rounds[0]}
+        for name, rounds in staged.items()
+    }
+    return {name: (times[name], medians[name]) for name in jobs}
+
+
+def _timed(model: nn.Module, job: Callable[[], object]) -> Callable[[], float]:
+    """The same job; returns its milliseconds."""
 
     def work() -> float:
         started = _now(_device(model))
-        detect(model, batch)
+        job()
         return _now(_device(model)) - started
 
     return work
 
 
-def _staged(model: Detector, job: Callable[[], float]) -> Callable[[], dict[str, float]]:
+def _staged(model: nn.Module, job: Callable[[], object]) -> Callable[[], dict[str, float]]:
     """The same job; returns the milliseconds of each stage, from the end of the one before to its own end."""
     network = getattr(model, "network", model)
 
@@ -221,3 +252,16 @@ def memory_kind(device: torch.device) -> str:
     if device.type == "cuda":
         return "the most that PyTorch had allocated on the GPU for this model (max_memory_allocated)"
     return "by how much the resident memory of a process grew at most that built and ran this model alone (peak RSS)"
+
+
+def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
+    """Rows of cells as a table for people, the first `left` columns to the left."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    sides = [str.ljust] * left + [str.rjust] * (len(widths) - left)
+    padded = [[side(*cell) for side, cell in zip(sides, zip(line, widths, strict=True), strict=True)] for line in lines]
+    return "\n".join("  ".join(line).rstrip() for line in padded)
+
+
+def number(value: float | None, digits: int) -> str:
+    """A number, or a dash where something was not measured."""
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -9,7 +9,8 @@ sightline evaluate best.ckpt --ensemble other.ckpt third.ckpt
 sightline evaluate best.ckpt --data coco/ --multiscale 0.75 1 1.25 --flip     # six looks at each picture
 sightline evaluate best.ckpt --data aerial/ --tiles 640
 sightline evaluate --predictions results.json --truth instances_val2017.json
-sightline evaluate --captions results.json --truth captions_val2017.json     # BLEU, ROUGE-L, CIDEr
+sightline evaluate captioner.ckpt --data flickr8k/ --split test --beam 5     # BLEU, ROUGE-L, CIDEr
+sightline evaluate --captions results.json --truth captions_val2017.json
 """
 
 from __future__ import annotations
@@ -28,34 +29,41 @@ from sightline.detectors.inference import usable_device
 from sightline.detectors.tiling import Tiling
 from sightline.evaluation import (
     ReportInputs,
-    evaluate_captions,
     evaluate_coco,
     evaluate_voc,
-    read_caption_results,
-    read_caption_truth,
     read_coco_truth,
     read_results,
     write_report,
     write_results,
 )
 from sightline.tools.checkpoints import add_options, add_tile_options, load_model, tiling_of
+from sightline.tools.evaluate_captions import evaluate_captioner, evaluate_results
 from sightline.tools.main import run
+from sightline.tools.model_names import is_captioner
 from sightline.tools.number_options import positive
 from sightline.training import Crops, Scored, score, score_crops, score_tiled
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name."""
-    arguments = _parser().parse_args(argv)
+    parser = _parser()
+    arguments = parser.parse_args(argv)
     if sum(map(bool, (arguments.checkpoint, arguments.predictions, arguments.captions))) != 1:
         raise DataError(
             "name either a checkpoint with --data, or --predictions or --captions with --truth; "
             "see sightline evaluate --help"
         )
-    if arguments.captions:
-        return _score_captions(arguments)
+    if arguments.captions or (arguments.checkpoint and is_captioner(arguments.checkpoint)):
+        given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+        (evaluate_results if arguments.captions else evaluate_captioner)(arguments, given)
+        return 0
     if arguments.partial:
         raise DataError("--partial goes with --captions")
+    if arguments.beam is not None:
+        raise DataError(
+            f"--beam is for captioners, and {arguments.checkpoint or arguments.predictions} is none: leave it out"
+        )
+    arguments.batch = arguments.batch or 8
     if arguments.checkpoint:
         scored, names, table = _of_checkpoint(arguments)
     else:
@@ -97,28 +105,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--max-dets", type=int, nargs="+", default=[1, 10, 100], metavar="N", help="COCO's limits (1 10 100)"
     )
+    parser.add_argument(
+        "--beam", type=positive, metavar="N", help="captioners: width of the search, 1 for greedy (the model's)"
+    )
     parser.add_argument("--voc", nargs="?", const="area", choices=["area", "2007"], help="Pascal VOC's AP too")
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
-    parser.add_argument("--save-predictions", metavar="FILE", help="write the detections as COCO results json")
+    parser.add_argument("--save-predictions", metavar="FILE", help="write detections or captions as COCO results json")
     parser.add_argument("--report", metavar="FOLDER", help="write report.html with curves and pictures here")
-    parser.add_argument("--batch", type=int, default=8, metavar="N", help="pictures, tiles or crops at a time (8)")
+    parser.add_argument(
+        "--batch", type=positive, metavar="N", help="pictures, tiles or crops at a time (8; captioners: 32)"
+    )
     parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
     return parser
-
-
-def _score_captions(arguments: argparse.Namespace) -> int:
-    if not arguments.truth:
-        raise DataError("--captions needs --truth: the COCO captions json that they are scored against")
-    if arguments.voc or arguments.report or arguments.save_predictions:
-        raise DataError("--captions has no boxes: leave out --voc, --report and --save-predictions")
-    references = read_caption_truth(arguments.truth)
-    captions = read_caption_results(arguments.captions, references, partial=arguments.partial)
-    result = evaluate_captions({image: references[image] for image in captions}, captions)
-    print(result.table())
-    if arguments.json:
-        Path(arguments.json).write_text(json.dumps(result.to_dict(), indent=2) + "\n", encoding="utf-8")
-    return 0
 
 
 def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Table]:

@@ -6,7 +6,7 @@ sightline inspect timm:convnext_tiny --size 288 384             # any network of
 sightline inspect vgg16 --activations --init small_random --png start.png
 sightline inspect coco/ --png examples.png                      # counts, sizes and examples
 sightline inspect coco/ --statistics coco.npz --size 32         # mean, mean image, PCA and whitening, for later
-sightline inspect best.ckpt                                     # a trained model: categories and layers
+sightline inspect best.ckpt                                     # a trained model: categories or words, and layers
 sightline inspect yolox_nano@yolox_nano.pth                     # the same of a name with weights
 sightline inspect best.ckpt --picture dog.jpg --png heat.png    # what it looks at
 """
@@ -30,8 +30,10 @@ from sightline.backbone import BACKBONES, build_backbone
 from sightline.backbone.activations import activation_report
 from sightline.backbone.classifiers import CLASSIFIERS, build_classifier
 from sightline.backbone.initialise import INITIALISERS, initialise
-from sightline.backbone.layer_table import LayerTable, layer_table, traced
+from sightline.backbone.layer_table import layer_table
+from sightline.backbone.model import Model
 from sightline.backbone.protocol import IMAGENET_MEAN, IMAGENET_STD
+from sightline.captioning import Captioner
 from sightline.datasets.batching import collate, frame_for
 from sightline.datasets.detection import read_picture
 from sightline.datasets.images import IMAGE_SUFFIXES, read_image, write_image
@@ -39,14 +41,16 @@ from sightline.datasets.shapes import shapes_table
 from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc, resize, resize_image
-from sightline.detectors import DETECTORS, Detector
+from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
 from sightline.detectors.saliency import heat_map
 from sightline.evaluation.drawing import annotate
 from sightline.tools import model_names
 from sightline.tools.inspect_data import draw_examples, store_statistics, summary, tables_of
+from sightline.tools.inspect_models import about, model_table, shown_for
 from sightline.tools.inspect_pictures import overlay, plot_activations
 from sightline.tools.main import run
+from sightline.tools.model_names import MODELS
 
 CHECKPOINTS = (".ckpt", ".pt", ".pth", ".safetensors")
 # What is shown, and the options that matter to it.
@@ -84,17 +88,17 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build(name: str, *, real: bool = True) -> nn.Module:
-    """The network of that name with random weights: a classifier where there is one, else a backbone or a detector.
+    """The network of that name with random weights: a classifier where there is one, else a backbone, a detector or a captioner.
 
     Args:
-        name: of `CLASSIFIERS`, `BACKBONES` or `DETECTORS`, or timm:NAME or torchvision:NAME.
+        name: of `CLASSIFIERS`, `BACKBONES` or `MODELS`, or timm:NAME or torchvision:NAME.
         real: give it weights; else, where possible, its tensors are shapes alone.
 
     Raises:
         DataError: no such network.
     """
-    if name in DETECTORS:
-        return DETECTORS[name]()
+    if name in MODELS:
+        return MODELS[name]()
     if not real:
         try:
             with torch.device("meta"):
@@ -115,7 +119,7 @@ def _network(name: str) -> nn.Module:
         if rest not in known:
             raise DataError(f"torchvision has no model {rest!r}{nearest(rest, known)}")
         return torchvision.models.get_model(rest, weights=None)
-    known = [*dict.fromkeys([*CLASSIFIERS, *BACKBONES, *DETECTORS])]
+    known = [*dict.fromkeys([*CLASSIFIERS, *BACKBONES, *MODELS])]
     raise DataError(
         f"{name!r} is no model, and no file or folder{nearest(name, [*known, *_files_near(name)])}\n"
         f"  models: {', '.join(known)}, timm:NAME, torchvision:NAME"
@@ -147,51 +151,22 @@ def _check_options(arguments: argparse.Namespace, task: str) -> None:
         raise DataError(f"--{name} does nothing for {task}; it goes with {' and '.join(fitting)}")
 
 
-def _about(model: Detector, path: str) -> str:
-    """A checkpoint's architecture, preprocessing and categories."""
-    architecture = model.architecture or {"name": type(model).__name__, "arguments": {}}
-    given = ", ".join(f"{name}={value!r}" for name, value in architecture["arguments"].items() if value is not None)
-    shorter, longer, *exact = model.resize
-    size = f"{shorter}x{longer} pixels exactly" if exact and exact[0] else f"{shorter} pixels, at most {longer}"
-    names = ", ".join(model.categories[:20]) + (", …" if len(model.categories) > 20 else "")
-    return (
-        f"{path}: {architecture['name']}({given})\n"
-        f"pictures are brought to {size}\n{len(model.categories)} categories: {names}\n"
-        + ("" if model.proposer is None else "layers are shown for one proposal, the whole picture\n")
-    )
-
-
 def _show_layers(model: nn.Module, arguments: argparse.Namespace) -> None:
     height, width = _size(arguments, _own_size(model, arguments.what))
-    if isinstance(model, Detector):
-        if arguments.what not in DETECTORS:
-            print(_about(model, arguments.what))
-        table = _detector_table(model, (height, width))
+    if isinstance(model, Model):
+        if arguments.what not in MODELS:
+            print(about(model, arguments.what))
+        print(shown_for(model), end="")
+        table = model_table(model, (height, width))
     else:
         table = layer_table(model, (height, width))
     print((table.grouped(arguments.depth) if arguments.depth is not None else table).text())
 
 
-def _detector_table(model: Detector, size: tuple[int, int]) -> LayerTable:
-    device = next(model.parameters()).device
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (1, 3, *size), generator=generator, dtype=torch.uint8).to(device)
-    sizes = torch.tensor([size], device=device)
-    proposals = None if model.proposer is None else _whole(size).to(device)
-    return traced(model, lambda images: model.detect(images, sizes, proposals), image)
-
-
-def _whole(size: tuple[int, int]) -> Instances:
-    """One proposal, the whole picture."""
-    return Instances(torch.tensor([[[0.0, 0.0, size[1], size[0]]]]), torch.zeros(1, 1, dtype=torch.int64))
-
-
 def _show_activations(model: nn.Module, arguments: argparse.Namespace) -> None:
     images = _pictures(arguments.data or "shapes", _size(arguments, _own_size(model, arguments.what)))
-    start = (
-        "its own weights" if isinstance(model, Detector) and not arguments.init else arguments.init or "its own start"
-    )
-    if isinstance(model, Detector):
+    start = "its own weights" if isinstance(model, Model) and not arguments.init else arguments.init or "its own start"
+    if isinstance(model, Model):
         device = next(model.parameters()).device
         sizes = torch.tensor([images.shape[-2:]] * len(images), device=device)
         images, network = model.normalize(images.to(device), sizes), model.backbone
@@ -221,7 +196,12 @@ def _pictures(data: str, size: tuple[int, int]) -> Tensor:
 
 
 def _show_heat(model: nn.Module, arguments: argparse.Namespace) -> None:
-    if not isinstance(model, Detector) or arguments.what in DETECTORS:
+    if isinstance(model, Captioner):
+        raise DataError(
+            f"{arguments.what} writes sentences; see where it looks for each word: "
+            f"sightline predict {arguments.what} {arguments.picture} --attention"
+        )
+    if not isinstance(model, Detector) or arguments.what in MODELS:
         raise DataError(f"{arguments.what} has not been trained; name a checkpoint to see what it looks at")
     if not arguments.png:
         raise DataError("name the picture to draw: --png heat.png")
@@ -267,12 +247,12 @@ def _show_data(path: str, arguments: argparse.Namespace) -> None:
 
 
 def _own_size(model: nn.Module, what: str) -> tuple[int, int]:
-    """(height, width) that a model takes alone, or a square of a trained detector's shorter side; else the usual 224 pixels."""
-    if not isinstance(model, Detector):
+    """(height, width) that a model takes alone, or a square of a trained one's shorter side; else the usual 224 pixels."""
+    if not isinstance(model, Model):
         return getattr(model, "size", (224, 224))
     if len(model.resize) == 3 and model.resize[2]:
         return model.resize[0], model.resize[1]
-    return (224, 224) if what in DETECTORS else (model.resize[0], model.resize[0])
+    return (224, 224) if what in MODELS else (model.resize[0], model.resize[0])
 
 
 def _size(arguments: argparse.Namespace, usual: tuple[int, int]) -> tuple[int, int]:

@@ -1,21 +1,27 @@
-"""A model from one word of the command line: a checkpoint's path, or a detector's name with weights."""
+"""A model from one word of the command line: a checkpoint's path, or a model's name with weights."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from sightline.backbone.checkpoint import load_with
+from sightline.backbone.model import Model
+from sightline.backbone.weights import read_file
+from sightline.captioning import CAPTIONERS
 from sightline.datasets.table import DataError, nearest
-from sightline.detectors import DETECTORS, Detector, load
+from sightline.detectors import DETECTORS
+
+MODELS: dict[str, Callable[..., Model]] = {**DETECTORS, **CAPTIONERS}
 
 
-def build(word: str, device: torch.device | str, others: Sequence[str] = ()) -> Detector:
+def build(word: str, device: torch.device | str, others: Sequence[str] = ()) -> Model:
     """The model, in evaluation mode.
 
     Args:
-        word: a checkpoint's path, or a name in `DETECTORS`, after which may come "@" and weights: a path, an address or a
+        word: a checkpoint's path, or a name in `MODELS`, after which may come "@" and weights: a path, an address or a
             named source ("yolox_nano@yolox_nano.pth", "faster_rcnn@coco"). Without them they are random.
         device: where to put it.
         others: what else the command takes, for the message where nothing is known.
@@ -25,15 +31,15 @@ def build(word: str, device: torch.device | str, others: Sequence[str] = ()) -> 
         WeightsError: the checkpoint or the weights cannot be had or do not fit.
     """
     name, _, weights = word.partition("@")
-    if name in DETECTORS:
-        return DETECTORS[name](weights=weights or None).to(device).eval()
+    if name in MODELS:
+        return MODELS[name](weights=weights or None).to(device).eval()
     if Path(word).suffix not in (".ckpt", ".pt", ".pth") and not Path(word).exists():
-        known = [*DETECTORS, *others]
-        raise DataError(f"no checkpoint and no detector {name!r}{nearest(name, known)}; there are {', '.join(known)}")
-    return load(word, device=device)
+        known = [*MODELS, *others]
+        raise DataError(f"no checkpoint and no model {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+    return load_with(MODELS, word, device)
 
 
-def trained(word: str, device: torch.device | str) -> Detector:
+def trained(word: str, device: torch.device | str) -> Model:
     """As `build`, for what is to find something.
 
     Raises:
@@ -50,4 +56,19 @@ def trained(word: str, device: torch.device | str) -> Detector:
 def has_weights(word: str) -> bool:
     """Whether the model is trained, so that what it finds means something."""
     name, _, weights = word.partition("@")
-    return bool(weights) or name not in DETECTORS
+    return bool(weights) or name not in MODELS
+
+
+def is_captioner(word: str) -> bool:
+    """Whether a checkpoint, or a name with weights, is a captioner's; the model is not made for that.
+
+    Raises:
+        WeightsError: the checkpoint is damaged.
+    """
+    name, path = word.partition("@")[0], Path(word)
+    if name in MODELS or not path.is_file():
+        return name in CAPTIONERS
+    content = read_file(path)
+    about = content.get("sightline") if isinstance(content, dict) else None
+    architecture = about.get("architecture") if isinstance(about, dict) else None
+    return bool(architecture) and architecture["name"] in CAPTIONERS

@@ -1,4 +1,4 @@
-"""`sightline predict CHECKPOINT SOURCE…`: finds objects in images, folders, patterns, videos and cameras.
+"""`sightline predict CHECKPOINT SOURCE…`: finds objects in images, folders, patterns, videos and cameras, or describes them.
 
     sightline predict best.ckpt street.jpg
     sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
@@ -8,6 +8,9 @@
     sightline predict best.ckpt --tiles 640 aerial/                     # small objects in large pictures
     sightline predict best.ckpt clip.mp4 --track --mot tracks.txt       # which car is which, from frame to frame
     sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
+    sightline predict captioner.ckpt street.jpg --attention              # a sentence, and what was looked at for each word
+    sightline predict captioner.ckpt clip.mp4 --count 3 --json said.json
+    sightline predict captioner.ckpt street.jpg --regions detector.ckpt  # a sentence for each object, too
 
 Annotated pictures and videos go to `predictions/` or `--out FOLDER`. In the json, a list of COCO's results, `image_id`
 counts pictures and frames from 1 in the order they are read, and `category_id` is the label plus one; the file's, the
@@ -16,25 +19,25 @@ best one is given whatever its score. Memory stays the same however long a video
 
 With --track objects keep a number while they are followed: drawn, and in the files (`track_id` in the json, `track` in
 the csv). A folder of pictures counts as a video then; numbers go on from one video to the next.
+
+A captioner writes sentences under the pictures. In the json each picture has its best one as `caption`, as `sightline
+evaluate --captions` takes it, with its log probability as `score`, and further ones under `others`; what was said of the
+detector's boxes stands under `regions`. The csv has a row a sentence. Panels of --attention go to OUT/attention/.
 """
 
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
-import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
 
 import torch
-from tqdm import tqdm
 
-from sightline.datasets.sources import Frames, frames, is_video
+from sightline.datasets.sources import Frame, Frames, frames, is_video
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc
@@ -44,14 +47,22 @@ from sightline.detectors.tiling import find_tiled
 from sightline.detectors.video_tracking import VideoTracker, video_of
 from sightline.tools.checkpoints import add_options, add_tile_options, load_model, tiling_of
 from sightline.tools.main import run
+from sightline.tools.model_names import is_captioner
+from sightline.tools.predict_captions import FOR_CAPTIONERS, add_caption_options, options, predict_captions
 from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable, MotText
+from sightline.tools.prediction_loop import Course, each_picture
 
 Writer = AnnotatedPictures | CocoResults | CsvTable | MotText
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
-    arguments = _arguments(argv)
+    arguments, given = _arguments(argv)
+    if is_captioner(arguments.checkpoint):
+        return predict_captions(arguments, given)
+    if given & FOR_CAPTIONERS:
+        raise DataError(f"{arguments.checkpoint} writes no sentences: leave out {options(given & FOR_CAPTIONERS)}")
+    arguments.score = 0.5 if arguments.score is None else arguments.score
     pictures = frames(arguments.sources, arguments.every)
     model = load_model(arguments, usable_device(arguments.device))
     tiling = tiling_of(arguments, model)
@@ -71,22 +82,16 @@ def main(argv: list[str] | None = None) -> int:
 
 
 @dataclass
-class Tally:
+class Tally(Course):
     """What a run came to.
 
     Attributes:
-        pictures: how many were looked at.
         labels: how many objects of each label were found.
         tracks: how many of them were different ones; None where nobody tracked.
-        seconds: reading, detecting and writing.
-        stopped: whether Ctrl-C ended it.
     """
 
-    pictures: int = 0
     labels: Counter[int] = field(default_factory=Counter)
     tracks: int | None = None
-    seconds: float = 0.0
-    stopped: bool = False
 
     def line(self, names: Sequence[str], most: int = 8) -> str:
         """The summary in one line."""
@@ -94,9 +99,7 @@ class Tally:
         kinds += ["…"] if len(self.labels) > most else []
         found = f"{self.labels.total()} objects" + (f" ({', '.join(kinds)})" if kinds else "")
         found += "" if self.tracks is None else f" of {self.tracks} tracks"
-        rate = self.pictures / max(self.seconds, 1e-9)
-        done = f"{self.pictures} pictures, {found} in {self.seconds:.1f} s ({rate:.1f} pictures a second)"
-        return f"stopped after {done}" if self.stopped else done
+        return self.summary(f"{found} ")
 
 
 def predict(
@@ -120,45 +123,22 @@ def predict(
         tracker: follows objects from frame to frame; None for nobody.
         look: how the model looks at a picture: called as `find` is.
     """
-    tally, started = Tally(), time.perf_counter()
-    with stoppable() as stop, tqdm(total=pictures.total, unit=" pictures", disable=None) as bar:
-        for number, frame in enumerate(pictures, 1):
-            found = look(model, from_hwc(frame.image), score=score)
-            if wanted is not None:
-                found = found[torch.isin(found.labels, wanted)]
-            if tracker is not None:
-                found = tracker.update(frame.name, frame.fps, found)
-                tally.tracks = tracker.count
-            for writer in writers:
-                writer.write(number, frame, found)
-            tally.pictures = number
-            tally.labels.update(found.labels.tolist())
-            bar.set_postfix(objects=tally.labels.total(), refresh=False)
-            bar.update()
-            tally.stopped = stop.is_set()
-            if tally.stopped:
-                break
-    tally.seconds = time.perf_counter() - started
+    tally = Tally()
+
+    def turn(number: int, frame: Frame) -> dict[str, int]:
+        found = look(model, from_hwc(frame.image), score=score)
+        if wanted is not None:
+            found = found[torch.isin(found.labels, wanted)]
+        if tracker is not None:
+            found = tracker.update(frame.name, frame.fps, found)
+            tally.tracks = tracker.count
+        for writer in writers:
+            writer.write(number, frame, found)
+        tally.labels.update(found.labels.tolist())
+        return {"objects": tally.labels.total()}
+
+    each_picture(pictures, turn, tally)
     return tally
-
-
-@contextmanager
-def stoppable() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets, so that the picture in work is finished and written; a second Ctrl-C ends at once."""
-    stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's
-        yield stop
-        return
-
-    def ask(*_: object) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def labels_of(names: Sequence[str] | None, categories: Sequence[str]) -> torch.Tensor | None:
@@ -189,7 +169,8 @@ def _writers(arguments: argparse.Namespace, pictures: Frames, names: Sequence[st
         yield MotText(arguments.mot)
 
 
-def _arguments(argv: list[str] | None) -> argparse.Namespace:
+def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
+    """The options, and the names of those that were given."""
     parser = argparse.ArgumentParser(
         prog="sightline predict",
         description=__doc__.split(":", 1)[1].strip(),
@@ -203,9 +184,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add_tile_options(parser)
     parser.add_argument("--out", metavar="FOLDER", default="predictions", help="for annotated pictures (predictions)")
     parser.add_argument("--no-pictures", action="store_true", help="draw nothing; needs --json or --csv")
-    parser.add_argument("--json", metavar="FILE", help="all detections as COCO's results")
-    parser.add_argument("--csv", metavar="FILE", help="all detections as a table, one row a box")
-    parser.add_argument("--score", type=float, default=0.5, help="the least score of a detection, 0 to 1 (0.5)")
+    parser.add_argument("--json", metavar="FILE", help="all detections or sentences as COCO's results")
+    parser.add_argument("--csv", metavar="FILE", help="the same as a table, one row a box or sentence")
+    parser.add_argument("--score", type=float, help="the least score of a detection, 0 to 1 (0.5)")
     parser.add_argument(
         "--track", action="store_true", help="follow objects through a video; then --score is of a good detection"
     )
@@ -213,14 +194,15 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--classes", metavar="NAME", nargs="+", help="look for these alone")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, only every N-th frame (1)")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
+    add_caption_options(parser)
     arguments = parser.parse_args(argv)
-    if not 0 <= arguments.score <= 1:
+    if arguments.score is not None and not 0 <= arguments.score <= 1:
         parser.error(f"--score must be from 0 to 1, got {arguments.score}")
     if arguments.mot and not arguments.track:
         parser.error("--mot writes tracks; add --track")
     if arguments.no_pictures and not (arguments.json or arguments.csv or arguments.mot):
         parser.error("with --no-pictures nothing would be written; add --json FILE or --csv FILE")
-    return arguments
+    return arguments, {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sightline.datasets.data_module import default_workers
+from sightline.datasets.picture_data import default_workers
 from sightline.datasets.proposal_files import read_proposals
 from sightline.datasets.proposals import Boxes, Proposer, Regions
 from sightline.datasets.propose import propose

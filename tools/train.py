@@ -19,12 +19,15 @@ from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 
+import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from sightline.datasets.table import DataError
 from sightline.tools.main import run
 from sightline.tools.train_alternating import alternate, go_on, resumable
+from sightline.tools.train_captions import CaptionCLI
 from sightline.tools.train_cli import TrainCLI
+from sightline.tools.train_detection import DetectionCLI
 from sightline.tools.train_search import Outcome, search, take_plan
 from sightline.training import TrainingError
 from sightline.training.run_folder import RunFolder
@@ -77,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
         return search(plan, root, recipe, lambda options, parent: _trial([*arguments, *options], parent))
     if alternating:
         return alternate(arguments, functools.cache(lambda: _new_folder(root, recipe).path))
-    return TrainCLI(arguments, lambda: _new_folder(root, recipe)).train()
+    return _command_line(arguments)(arguments, lambda: _new_folder(root, recipe)).train()
 
 
 def recipes() -> dict[str, str]:
@@ -102,6 +105,16 @@ def _started(argv: list[str]) -> tuple[list[str], str]:
     return ["--config", path, *_with_data_path(argv)], recipe
 
 
+def _command_line(arguments: list[str]) -> type[TrainCLI]:
+    """That for the kind of model that a configuration, the second of the arguments, describes."""
+    try:
+        content = yaml.safe_load(Path(arguments[1]).read_text(encoding="utf-8"))
+    except yaml.YAMLError:
+        content = None  # the parser will say where
+    model = content.get("model") if isinstance(content, dict) else None
+    return CaptionCLI if isinstance(model, dict) and CaptionCLI.NETWORK in model else DetectionCLI
+
+
 def _resume(path: str, argv: list[str]) -> int:
     """Goes on with a stopped run, with what the command changes of its options (more epochs, say)."""
     changes = _with_data_path([argument for argument in argv if argument != "--alternating"])
@@ -109,13 +122,14 @@ def _resume(path: str, argv: list[str]) -> int:
     if several is not None:
         return go_on(several, changes)
     folder = RunFolder.existing(path)
-    return TrainCLI(["--config", str(folder.config), *changes], lambda: folder).train(resume=True)
+    arguments = ["--config", str(folder.config), *changes]
+    return _command_line(arguments)(arguments, lambda: folder).train(resume=True)
 
 
 def _trial(arguments: list[str], parent: Callable[[], Path]) -> Outcome:
     """One run of a search, in a folder of its own."""
     os.environ.pop("SIGHTLINE_RUN_FOLDER", None)
-    cli = TrainCLI(arguments, lambda: _new_folder(str(parent().parent), parent().name))
+    cli = _command_line(arguments)(arguments, lambda: _new_folder(str(parent().parent), parent().name))
     if cli.trainer.world_size > 1 or cli.options.in_place:
         raise DataError("a search trains its runs one after the other on one device: leave out --trainer.devices, "
                         "--run.overfit, --run.find_rate and --run.linear")  # fmt: skip

@@ -17,7 +17,7 @@ import numpy as np
 from sightline.datasets.proposal_files import write_proposals
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import FasterRCNN, load
-from sightline.tools.train_cli import TrainCLI
+from sightline.tools.train_detection import DetectionCLI
 from sightline.training import alternating
 from sightline.training.alternating import STEPS, Step
 from sightline.training.network_proposals import network_proposals
@@ -89,7 +89,7 @@ def _take_step(number: int, arguments: list[str], folder: Callable[[], Path]) ->
         before = load(last.best, device="cpu")
         if step.part == "head":
             arguments = [*arguments, "--data.proposals", str(last.path / PROPOSALS)]
-    cli = TrainCLI(arguments, lambda: _made(folder(), step), prepare=lambda cli: _prepare(cli, step, before))
+    cli = DetectionCLI(arguments, lambda: _made(folder(), step), prepare=lambda cli: _prepare(cli, step, before))
     if cli.trainer.world_size > 1:
         raise DataError("alternating training is for one device: leave out --trainer.devices")
     print(f"\nstep {number + 1} of {len(STEPS)}: {step.text}", flush=True)
@@ -100,7 +100,7 @@ def _take_step(number: int, arguments: list[str], folder: Callable[[], Path]) ->
         raise
 
 
-def _train(cli: TrainCLI, step: Step, run: Path) -> None:
+def _train(cli: DetectionCLI, step: Step, run: Path) -> None:
     """One step, with all that belongs to it, from where it may have been stopped; leaves a note when it is finished."""
     started = time.perf_counter()
     cli.fit(resume=cli.folder.last.exists())
@@ -117,7 +117,7 @@ def _train(cli: TrainCLI, step: Step, run: Path) -> None:
     _note(run, step).write_text(json.dumps({"train_seconds": round(seconds, 1)}) + "\n")
 
 
-def _prepare(cli: TrainCLI, step: Step, before: FasterRCNN | None) -> None:
+def _prepare(cli: DetectionCLI, step: Step, before: FasterRCNN | None) -> None:
     """Refuses what cannot be trained in these steps; makes the model ready for one of them."""
     model, options = cli.model.detector, cli.options
     if not isinstance(model, FasterRCNN):
@@ -135,7 +135,7 @@ def _prepare(cli: TrainCLI, step: Step, before: FasterRCNN | None) -> None:
     alternating.prepare(model, step, before)
 
 
-def _export(cli: TrainCLI) -> None:
+def _export(cli: DetectionCLI) -> None:
     """Writes the best checkpoint's proposals for the pictures to train on and to validate on."""
     data, tables = cli.datamodule, cli.datamodule.tables
     model = load(cli.folder.best, device=cli.device)
@@ -155,7 +155,7 @@ def _pictures(tables: list[Table]) -> Table:
     )
 
 
-def _finish(cli: TrainCLI, seconds: float) -> None:
+def _finish(cli: DetectionCLI, seconds: float) -> None:
     """Scores the detector on the proposals that it makes itself, as everybody will use it."""
     tables = cli.datamodule.tables
     tables["val"] = replace(tables["val"], regions=None)

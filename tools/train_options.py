@@ -67,8 +67,8 @@ class RunOptions:
         return [name for name in IN_PLACE if getattr(self, name)]
 
 
-def check(options: RunOptions, model: Detector, arguments: Namespace) -> None:
-    """Sees that the options go together, and with the model, before anything is done.
+def check_for_detector(options: RunOptions, model: Detector, arguments: Namespace) -> None:
+    """Sees that the options go with the model, before anything is done.
 
     Args:
         options: what is asked for.
@@ -78,7 +78,6 @@ def check(options: RunOptions, model: Detector, arguments: Namespace) -> None:
     Raises:
         DataError: they do not.
     """
-    _check_one_thing(options)
     _check_start(options, arguments)
     if options.machines and not isinstance(getattr(model, "roi_heads", None), RegionHead):
         raise DataError(
@@ -87,7 +86,12 @@ def check(options: RunOptions, model: Detector, arguments: Namespace) -> None:
         )
 
 
-def _check_one_thing(options: RunOptions) -> None:
+def check_one_thing(options: RunOptions) -> None:
+    """Sees that what is asked for in place of training is one thing.
+
+    Raises:
+        DataError: it is several, or something that comes after training is asked for too.
+    """
     asked = options.in_place
     if len(asked) > 1:
         raise DataError(f"--run.{asked[0]} and --run.{asked[1]} each stand in place of training: ask for one of them")

@@ -3,8 +3,9 @@
 from .callbacks import SaveOnInterrupt
 from .clock import TrainingClock
 from .crop_voting import Crops, crop_probabilities, score_crops
-from .detection import DetectionTraining, TrainingError
+from .detection import DetectionTraining
 from .linear import LinearModel, fit_softmax, fit_svm, fit_svms
+from .module import Training, TrainingError
 from .moving_average import MovingAverage
 from .ratios import UpdateRatios
 from .schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay

@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..backbone.model import evaluating
 from ..datasets.crops import multi_scale_crops
 from ..datasets.detection import read_picture, start_worker, with_plain_errors
 from ..datasets.table import DataError, Table
 from ..datasets.transforms import from_hwc
 from ..detectors.classification import whole_pictures
-from ..detectors.inference import evaluating
 from ..detectors.model import Detector
 from ..evaluation import DetectionCollector
 from .scoring import Scored, data_labels, judge

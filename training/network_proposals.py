@@ -7,12 +7,12 @@ from dataclasses import replace
 import torch
 from tqdm import tqdm
 
+from ..backbone.model import evaluating
 from ..datasets.detection import DetectionDataset, Loader, loader_for
 from ..datasets.proposals import Boxes, Regions
 from ..datasets.structures import Instances
 from ..datasets.table import DataError, Table
 from ..detectors.faster_rcnn import FasterRCNN
-from ..detectors.inference import evaluating
 from ..detectors.model import Detector
 
 

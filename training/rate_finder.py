@@ -19,7 +19,7 @@ from lightning.pytorch import Callback, LightningDataModule, LightningModule, Tr
 from matplotlib.figure import Figure
 
 from ..evaluation.plots import dress_axes, save_figure
-from .detection import TrainingError
+from .module import TrainingError
 
 STEPS = 100
 LOW, HIGH = 1e-6, 10.0

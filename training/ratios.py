@@ -30,7 +30,7 @@ class UpdateRatios(Callback):
         self._before: dict[str, list[Tensor]] | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._groups = parameter_groups(pl_module.detector)
+        self._groups = parameter_groups(pl_module.network)
 
     @torch.no_grad()
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from ..datasets.detection import read_picture
 from ..datasets.table import DataError, Table
-from ..evaluation import ReportInputs, write_report
+from ..evaluation import ReportInputs
+from .caption_scoring import ScoredCaptions
 from .scoring import Scored
 
 
@@ -60,7 +61,9 @@ class RunFolder:
             raise DataError(f"{path} has no {run.last.relative_to(path)}: it was stopped before its first validation")
         return run
 
-    def finish(self, scored: Scored, table: Table, details: Mapping[str, str], extra: Mapping[str, float]) -> None:
+    def finish(
+        self, scored: Scored | ScoredCaptions, table: Table, details: Mapping[str, str], extra: Mapping[str, float]
+    ) -> None:
         """Writes results.json and report.html.
 
         Args:
@@ -69,7 +72,7 @@ class RunFolder:
             details: what the report says of the run.
             extra: more numbers for results.json, such as the seconds of training.
         """
-        self.results.write_text(json.dumps(scored.to_dict() | dict(extra), indent=2) + "\n")
+        self.results.write_text(json.dumps(dict(extra) | scored.to_dict(), indent=2) + "\n")
         inputs = ReportInputs(
             title=f"Run {self.path}",
             details=details,
@@ -77,4 +80,4 @@ class RunFolder:
             image_names=table.paths,
             metrics=self.metrics if self.metrics.exists() else None,
         )
-        write_report(self.path, scored.truth, scored.detections, scored.result, inputs)
+        scored.write_report(self.path, inputs)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from ..datasets.propose import propose
 from ..datasets.table import DataError, Table
 from ..detectors.model import Detector
 from ..detectors.tiling import Tiling, find_tiled
-from ..evaluation import DetectionCollector, Detections, Truth
+from ..evaluation import DetectionCollector, Detections, ReportInputs, Truth, write_report
 from .tasks import Result, evaluate
 
 
@@ -46,6 +47,10 @@ class Scored:
     def to_dict(self) -> dict:
         """The summary (AP, AP50, … or the errors) at the top, then "per_class" and "seconds": a results.json."""
         return self.result.summary() | {"per_class": self.result.per_class(), "seconds": round(self.seconds, 2)}
+
+    def write_report(self, folder: str | os.PathLike, inputs: ReportInputs) -> Path:
+        """Writes report.html with curves and pictures into a folder; returns its path."""
+        return write_report(folder, self.truth, self.detections, self.result, inputs)
 
 
 def score(

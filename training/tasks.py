@@ -33,6 +33,7 @@ MONITORS = {
     "classification": Monitor("top1_error", "min"),
     "localization": Monitor("localization_error", "min"),
     "reconstruction": Monitor("val/loss", "min"),
+    "captioning": Monitor("CIDEr-D", "max"),
 }
 
 

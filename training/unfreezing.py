@@ -28,7 +28,7 @@ class StagedUnfreezing(Callback):
         self.epochs = list(epochs)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        count = len(pl_module.detector.backbone.stage_prefixes)
+        count = len(pl_module.network.backbone.stage_prefixes)
         if len(self.epochs) > count:
             raise ValueError(f"{len(self.epochs)} epochs of unfreezing for a backbone of {count} stages")
         _prepare(trainer, pl_module)
@@ -37,7 +37,7 @@ class StagedUnfreezing(Callback):
         self.on_train_epoch_start(trainer, pl_module)  # a run resumed in the middle of an epoch does not start that one
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        freeze_stages(pl_module.detector.backbone, sum(trainer.current_epoch >= epoch for epoch in self.epochs))
+        freeze_stages(pl_module.network.backbone, sum(trainer.current_epoch >= epoch for epoch in self.epochs))
 
 
 class PlateauUnfreezing(Callback):
@@ -61,7 +61,7 @@ class PlateauUnfreezing(Callback):
         self.on_train_epoch_start(trainer, pl_module)  # see StagedUnfreezing
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        freeze_stages(pl_module.detector.backbone, self.stages)
+        freeze_stages(pl_module.network.backbone, self.stages)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.sanity_checking:
@@ -72,7 +72,7 @@ class PlateauUnfreezing(Callback):
             self._best, self._waited = score, 0
             return
         self._waited += 1
-        if self._waited >= self.patience and self.stages < len(pl_module.detector.backbone.stage_prefixes):
+        if self._waited >= self.patience and self.stages < len(pl_module.network.backbone.stage_prefixes):
             self.stages, self._waited = self.stages + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class PlateauUnfreezing(Callback):
 
 def _prepare(trainer: Trainer, pl_module: LightningModule) -> None:
     # Processes share the gradients of those parameters alone that need one when the model is wrapped, soon after this.
-    backbone = pl_module.detector.backbone
+    backbone = pl_module.network.backbone
     freeze_stages(backbone, len(backbone.stage_prefixes))
     finds_unused = getattr(trainer.strategy, "_ddp_kwargs", {}).get("find_unused_parameters", False)
     if trainer.world_size > 1 and not finds_unused:

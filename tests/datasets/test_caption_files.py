@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sightline.datasets.caption_coco import read_coco_captions
-from sightline.datasets.caption_files import read_captioned
+from sightline.datasets.caption_files import is_captioned, read_captioned
 from sightline.datasets.table import DataError
 
 
@@ -97,6 +97,130 @@ def test_coco_refuses(tmp_path, content, expected):
     path.write_text(content if isinstance(content, str) else json.dumps(content))
     assert expected in message(path)
     assert str(path) in message(path)
+
+
+# -- Karpathy's splits --
+
+
+def described(name, split, *sentences, **more):
+    rows = [{"raw": text, "tokens": text.lower().strip(" .").split()} for text in sentences]
+    return {"filename": name, "split": split, "sentences": rows, "imgid": 0} | more
+
+
+DESCRIBED = [
+    described("a.jpg", "train", "A dog .", "A black  dog", filepath="val2014", cocoid=9),
+    described("b.jpg", "val", "Two cats.", filepath="val2014", cocoid=7),
+    described("c.jpg", "test", "A cow", filepath="train2014", cocoid=30),
+    described("d.jpg", "restval", "A bird", filepath="val2014", cocoid=2),
+]
+
+
+def karpathy(path, images=DESCRIBED):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"images": images, "dataset": "coco"}))
+    return path
+
+
+@pytest.fixture
+def coco2014(tmp_path):
+    """Its two folders of pictures."""
+    pictures(tmp_path / "coco" / "val2014", "a.jpg", "b.jpg", "d.jpg")
+    pictures(tmp_path / "coco" / "train2014", "c.jpg")
+    return tmp_path / "coco"
+
+
+@pytest.mark.parametrize("name", ["dataset_coco.json", "dataset.json", "annotations/dataset_coco.json"])
+def test_karpathys_splits(coco2014, name):
+    karpathy(coco2014 / name)
+    tables = read_captioned(coco2014)
+    assert {split: names(table) for split, table in tables.items()} == {
+        "train": ["a.jpg", "d.jpg"],
+        "val": ["b.jpg"],
+        "test": ["c.jpg"],
+    }
+    assert tables["train"].captions == [["A dog .", "A black dog"], ["A bird"]]
+    assert {split: table.image_ids.tolist() for split, table in tables.items()} == {
+        "train": [9, 2],
+        "val": [7],
+        "test": [30],
+    }
+    assert tables["train"].paths[0] == str(coco2014 / "val2014" / "a.jpg")
+    assert not any(table.problems.counts for table in tables.values())
+
+
+def test_karpathys_splits_of_any_name_and_place(coco2014):
+    """As Flickr8k's are: without folders and ids; the file's path says what it is."""
+    path = karpathy(
+        coco2014 / "splits.json",
+        [{k: v for k, v in row.items() if k not in ("filepath", "cocoid")} for row in DESCRIBED],
+    )
+    tables = read_captioned(path)
+    assert names(tables["test"]) == ["c.jpg"]
+    assert tables["train"].image_ids.tolist() == [1, 2]
+
+
+def test_karpathys_splits_repaired(coco2014):
+    rows = [
+        described("a.jpg", "train", "A dog .", " . ", "A dog ."),
+        {"filename": "b.jpg", "split": "val", "sentences": [{"tokens": ["two", "cats"]}]},
+        described("c.jpg", "test"),
+        described("d.jpg", "train", "One"),
+        described("d.jpg", "train", "Two"),
+    ]
+    path = karpathy(coco2014 / "dataset.json", rows)
+    tables = read_captioned(path)
+    assert tables["train"].captions == [["A dog .", "A dog ."], ["One", "Two"]]
+    assert tables["val"].captions == [["two cats"]]
+    problems = tables["train"].problems
+    assert problems.repaired == {
+        "empty sentence (left out)": [f"{path}: images[0] (a.jpg): ' . '"],
+        "picture without a sentence (left out)": [f"{path}: images[2] (c.jpg)"],
+    }
+    assert problems.warned == {
+        "sentence twice for one picture (kept)": [f"{path}: images[0] (a.jpg): 'A dog .'"],
+        "picture listed twice (all its sentences kept)": [f"{path}: images[4] (d.jpg)"],
+    }
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([DESCRIBED[0] | {"split": "holdout"}], "images[0] (val2014/a.jpg): 'holdout'"),
+        ([{"filename": "a.jpg", "sentences": [{"raw": "A"}]}], "images[0] (a.jpg): None"),
+        ([*DESCRIBED, DESCRIBED[0] | {"split": "val"}], "picture is in two splits: 1\n    {path}: images[4] (val2014/a.jpg)"),
+        ([DESCRIBED[0], {"split": "val"}], "picture without a filename: 1\n    {path}: images[1]"),
+        ([DESCRIBED[0] | {"sentences": [{"raw": 3}]}, DESCRIBED[3]], "sentence without text: 1\n    {path}: images[0]"),
+        ([*DESCRIBED, DESCRIBED[1] | {"filename": "a.jpg", "cocoid": 2}], "image id used twice: 1\n    {path}: cocoid 2"),
+        ([*DESCRIBED, described("x.jpg", "val", "An x")], "picture is missing: 1\n    {path}: images[4] (x.jpg): x.jpg"),
+        ([described("a.jpg", "train")], "not one sentence in it"),
+        ([3, {"sentences": []}], "{path}: not of the form of Karpathy's splits: no list of objects under 'images'"),
+    ],
+    ids=["split", "no split", "two splits", "no name", "no text", "id twice", "missing", "nothing said", "numbers"],
+)  # fmt: skip
+def test_karpathys_splits_refused(coco2014, rows, expected):
+    path = karpathy(coco2014 / "dataset.json", rows)
+    assert expected.format(path=path) in message(coco2014)
+
+
+def test_karpathys_splits_cut_short(coco2014):
+    path = karpathy(coco2014 / "dataset.json")
+    path.write_bytes(path.read_bytes()[:-9])
+    assert f"{path}: broken json" in message(coco2014)
+
+
+def test_two_forms_in_one_folder(coco2014):
+    path, other = karpathy(coco2014 / "dataset.json"), coco(coco2014 / "captions_val.json")
+    told = message(coco2014)
+    assert f"{other} and {path}; give the path of one" in told
+    assert len(read_captioned(path)) == 3
+    karpathy(coco2014 / "dataset_flickr8k.json")
+    other.unlink()
+    assert "dataset.json and dataset_flickr8k.json both hold splits" in message(coco2014)
+
+
+def test_a_detection_json_of_that_name_is_none(coco2014):
+    (coco2014 / "dataset.json").write_text(json.dumps({"images": [], "annotations": [{"bbox": [], "sentences": 1}]}))
+    assert "no captions recognised" in message(coco2014)
 
 
 # -- Token files --
@@ -296,6 +420,42 @@ def test_one_name_in_two_folders(tmp_path):
 
 
 # -- Anything --
+
+
+FOLDERS = {
+    "captions.csv": ("a.jpg,x\n", True),
+    "train.csv": ("image,text\na.jpg,A black dog runs\n", True),
+    "labels.csv": ("image,label\na.jpg,dog\nb.jpg,fire engine\n", False),
+    "boxes.csv": ("image,x0,y0,x1,y1\na.jpg,1,2,3,4\n", False),
+    "notes.tsv": ("none", False),
+    "results.token": ("", True),
+    "captions_x.json": ("[", True),
+    "dataset.json": ('{"sentences": 1}', True),
+    "dataset_x.json": ('{"annotations": [{"bbox": 1}]}', False),
+}
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_captioned_or_not(tmp_path, name):
+    text, expected = FOLDERS[name]
+    assert not is_captioned(tmp_path)
+    (tmp_path / name).write_text(text)
+    assert is_captioned(tmp_path) == is_captioned(tmp_path / name) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ('{"annotations": [{"caption": "A"}]}', True),
+        ('{"annotations": [{"bbox": 1, "caption": "A"}]}', False),
+        ("", False),
+    ],
+)
+def test_a_json_of_any_name_is_looked_into(tmp_path, text, expected):
+    (tmp_path / "x.json").write_text(text)
+    assert is_captioned(tmp_path / "x.json") == expected
+    assert not is_captioned(tmp_path)
+    assert not is_captioned(tmp_path / "y.json")
 
 
 def test_nothing_there(tmp_path):

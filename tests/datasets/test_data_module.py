@@ -9,11 +9,12 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningCLI
 
-from sightline.datasets import data_module
+from sightline.datasets import data_module, picture_data
 from sightline.datasets.augment import Augment, crop
 from sightline.datasets.crops import ScaleCrop
-from sightline.datasets.data_module import DetectionData, Shapes, default_workers
+from sightline.datasets.data_module import DetectionData, Shapes
 from sightline.datasets.mixing import Mixing
+from sightline.datasets.picture_data import default_workers
 from sightline.datasets.proposal_files import write_proposals
 from sightline.datasets.proposals import Boxes, Proposer, Regions
 from sightline.datasets.shapes import CATEGORIES, shapes_table
@@ -244,7 +245,7 @@ def test_impossible_options_are_named(bad):
 
 @pytest.mark.parametrize(("cores", "gpus", "expected"), [(2, 0, 0), (16, 0, 2), (16, 1, 15), (64, 8, 7), (1, 1, 1)])
 def test_worker_counts(monkeypatch, cores, gpus, expected):
-    monkeypatch.setattr(data_module.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+    monkeypatch.setattr(picture_data.os, "sched_getaffinity", lambda _: range(cores), raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     assert default_workers() == expected

@@ -173,7 +173,7 @@ DAMAGES = [
     (truncated, "truncated|damaged"),
     (text, "truncated|damaged"),
     (empty, "truncated|damaged"),
-    (unknown_architecture, "fastest_rcnn.*it knows faster_rcnn"),
+    (unknown_architecture, "fastest_rcnn.*known are faster_rcnn"),
     (built_by_hand, "built by hand.*load_weights"),
     (unknown_argument, "another version.*invented_later"),
     (other_classes, "of another shape: roi_heads.box_predictor"),

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
+from sightline.backbone.checkpoint import load_with
 from sightline.detectors import faster_rcnn, faster_rcnn_c5, localization, save
-from sightline.detectors.checkpoint import load_with
 from sightline.detectors.fast_rcnn import fast_rcnn
 from sightline.detectors.truncated_svd import head_cost, low_rank, truncate, truncate_head
 

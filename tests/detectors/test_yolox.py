@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torchvision.ops import box_iou
 
+from sightline.backbone.checkpoint import save
 from sightline.backbone.layer_table import layer_table
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.transforms import resize
 from sightline.detectors import load, yolox
-from sightline.detectors.checkpoint import save
 from sightline.detectors.yolo_head import Predictions, YOLOHead, decode_boxes, points
 from sightline.detectors.yolox import Outputs, best_pairs
 

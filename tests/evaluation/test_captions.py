@@ -9,9 +9,15 @@ import numpy as np
 import pytest
 
 from sightline.datasets.table import DataError
-from sightline.evaluation import caption_tokens, evaluate_captions, read_caption_results, read_caption_truth
+from sightline.evaluation import (
+    caption_tokens,
+    evaluate_captions,
+    read_caption_results,
+    read_caption_truth,
+    write_caption_results,
+)
 
-NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-D"]
+NAMES = ["BLEU-1", "BLEU-2", "BLEU-3", "BLEU-4", "ROUGE-L", "CIDEr", "CIDEr-D", "exact"]
 
 
 def one(caption, *references):
@@ -48,6 +54,36 @@ def test_bleu_is_of_the_whole_set_not_a_mean():
     result = evaluate_captions({1: ["a b c"], 2: ["x"]}, {1: "a b c", 2: "y"})
     assert result.summary()["BLEU-1"] == pytest.approx(3 / 4)
     assert result.bleu[:, 0] == pytest.approx([1, 0], abs=1e-6)
+
+
+def test_bleu_without_brevity_penalty():
+    """Two words of four: the penalty is exp(1 - 4 / 2); precisions 2/2 and 1/1, or 1/2 and, of no right bigram, 0."""
+    result = evaluate_captions({1: ["a b c d"]}, {1: "a b"})
+    assert result.summary()["BLEU-2"] == pytest.approx(math.exp(-1))
+    assert result.unpenalised()["BLEU-2"] == pytest.approx(1)
+    result = evaluate_captions({1: ["a b c d"], 2: ["e f g h"]}, {1: "a b", 2: "e x g"})
+    correct, guessed = (2 + 2, 1 + 0), (2 + 3, 1 + 2)  # of the whole set, as BLEU is
+    mean = math.sqrt(correct[0] / guessed[0] * correct[1] / guessed[1])
+    assert result.unpenalised()["BLEU-1"] == pytest.approx(4 / 5)
+    assert result.unpenalised()["BLEU-2"] == pytest.approx(mean)
+    assert result.summary()["BLEU-2"] == pytest.approx(mean * math.exp(1 - 8 / 5))
+    longer = evaluate_captions({1: ["a b"]}, {1: "a b c"})
+    assert longer.unpenalised() == pytest.approx({name: longer.summary()[name] for name in NAMES[:4]})
+
+
+@pytest.mark.parametrize(
+    ("caption", "references", "expected"),
+    [
+        ("a red dog", ["a dog", "A red dog ."], True),  # by its words, not its letters
+        ("a red dog", ["a dog red", "a red", "a red dog runs"], False),
+        ("", ["a"], False),
+        ("...", ["!"], False),  # no words are no sentence
+    ],
+)
+def test_exact(caption, references, expected):
+    result = evaluate_captions({1: references, 2: ["a cat"]}, {1: caption, 2: "a cat"})
+    assert result.exact.tolist() == [expected, True]
+    assert result.summary()["exact"] == (1 + expected) / 2
 
 
 def test_rouge_l_takes_best_precision_and_best_recall():
@@ -174,7 +210,8 @@ def test_equals_the_slow_formulas(seed):
     assert result.rouge_l == pytest.approx([slow_rouge_l(*pair) for pair in pairs], abs=1e-12)
     assert result.cider == pytest.approx(slow_cider(pairs, d=False), abs=1e-12)
     assert result.cider_d == pytest.approx(slow_cider(pairs, d=True), abs=1e-12)
-    for name, values in zip(NAMES[4:], (result.rouge_l, result.cider, result.cider_d), strict=True):
+    assert result.exact.tolist() == [words in references and words != [] for words, references in pairs]
+    for name, values in zip(NAMES[4:], (result.rouge_l, result.cider, result.cider_d, result.exact), strict=True):
         assert result.summary()[name] == pytest.approx(values.mean())
 
 
@@ -205,7 +242,7 @@ def test_people_against_people_on_flickr8k(real_data):
         sentences.setdefault(name.partition("#")[0], []).append(sentence)
     names = (text / "Flickr_8k.testImages.txt").read_text().split()
     result = evaluate_captions({n: sentences[n][1:] for n in names}, {n: sentences[n][0] for n in names}).summary()
-    del result["CIDEr"]  # which pycocoevalcap does not have
+    del result["CIDEr"], result["exact"]  # which pycocoevalcap does not have
     expected = [0.6364127012682705, 0.4457777185666552, 0.30549035362497284, 0.20945675889555992]
     expected += [0.4875475010364561, 0.7885967975248741]
     assert list(result.values()) == pytest.approx(expected, abs=1e-12)
@@ -241,7 +278,8 @@ def test_pictures_worst_first():
     assert [record["CIDEr-D"] for record in records] == sorted(result.cider_d)
     assert json.loads(json.dumps(result.to_dict()))["per_image"] == records
     lines = result.table(worst=2).splitlines()
-    assert [line.split()[0] for line in lines[:7]] == NAMES
+    assert [line.split()[0] for line in lines[:8]] == NAMES
+    assert lines[0].split()[1:] == ["0.7778", "0.7778", "without", "brevity", "penalty"]
     assert "3 captions, 5 references" in result.table()
     assert [line.split()[1] for line in lines if line.split()[1:] and line.split()[1] in ("3:", "7:", "5:")] == [
         "3:",
@@ -287,6 +325,12 @@ def test_reads_truth_and_results(tmp_path):
     assert read_caption_results(path, truth) == {3: "a cat", 7: ""}
     path = write(tmp_path / "results.json", GOOD[:1])
     assert read_caption_results(path, truth, partial=True) == {3: "a cat"}
+
+
+def test_what_is_written_is_read(tmp_path):
+    captions = {3: "ein Hund läuft", 7: ""}
+    write_caption_results(tmp_path / "results.json", captions)
+    assert read_caption_results(tmp_path / "results.json", captions) == captions
 
 
 @pytest.mark.parametrize(

@@ -187,7 +187,7 @@ def test_table_is_aligned():
 @pytest.mark.parametrize(
     ("spec", "error", "message"),
     [
-        ("faster_rcn", DataError, "no detector 'faster_rcn'; did you mean 'faster_rcnn'"),
+        ("faster_rcn", DataError, "no model 'faster_rcn'; did you mean 'faster_rcnn'"),
         ("torchvision:ssd300_vgg16", DataError, "no 'ssd300_vgg16' among torchvision's"),
         ("nothing.ckpt", WeightsError, "no checkpoint at nothing.ckpt"),
         ("faster_rcnn@nothing.pth", WeightsError, "nothing.pth"),

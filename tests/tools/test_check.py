@@ -1,14 +1,16 @@
 """The command that looks a data set over."""
 
+import json
 import shutil
 
 import pytest
+from PIL import Image
 
 from sightline.datasets.checks import check
 from sightline.tools.check import main
 
 
-@pytest.mark.parametrize("name", ["coco", "bccd", "raccoon"])
+@pytest.mark.parametrize("name", ["coco", "bccd", "raccoon", "flickr8k"])
 def test_real_sets_can_be_trained_on(real_data, capsys, name):
     assert main([str(real_data(name)), "--no-progress"]) == 0
     output = capsys.readouterr().out
@@ -17,6 +19,10 @@ def test_real_sets_can_be_trained_on(real_data, capsys, name):
         assert "box without width or height (dropped): 2" in output  # and not once more for trainval
     if name == "raccoon":
         assert "same picture twice: 4" in output
+    if name == "flickr8k":
+        assert "picture that no split list names (left out): 92" in output
+        assert "same picture twice in train: 1" in output
+        assert "objects" not in output
 
 
 def test_broken_set(real_data, tmp_path, capsys):
@@ -72,3 +78,82 @@ def test_warnings(real_data, tmp_path):
     }
     assert problems.warned["category without objects in val"] == ["cat"]
     assert not problems.fatal
+
+
+# -- Pictures with sentences --
+
+
+@pytest.fixture
+def described(tmp_path):
+    """Six pictures in two splits, and a CSV of what they show."""
+    rows = ["image,caption,split"]
+    for k in range(6):
+        Image.new("RGB", (20, 16), (40 * k, 0, 0)).save(tmp_path / f"{k}.png")
+        rows.append(f"{k}.png,A picture of number {k},{'train' if k < 4 else 'val'}")
+    (tmp_path / "captions.csv").write_text("\n".join(rows))
+    return tmp_path
+
+
+@pytest.mark.parametrize("name", [".", "captions.csv"])
+def test_nothing_is_wrong_with_sentences(described, capsys, name):
+    assert main([str(described / name), "--no-progress"]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
+def test_what_is_wrong_with_sentences(described, capsys):
+    csv = described / "captions.csv"
+    csv.write_text(csv.read_text() + "\n5.png,...,val\n7.png,Not there,val\n0.png,In both,val\n")
+    (described / "1.png").write_bytes((described / "1.png").read_bytes()[:-40])
+    shutil.copy(described / "2.png", described / "3.png")
+    shutil.copy(described / "2.png", described / "4.png")
+    assert main([str(described), "--no-progress"]) == 1
+    output = capsys.readouterr().out
+    for expected in (
+        f"error: picture is in two splits: 1\n    {csv}:10: 0.png",
+        f"error: picture is missing: 1\n    {csv}:9: 7.png",
+        "error: picture cannot be read: 1",
+        f"repaired: empty sentence (left out): 1\n    {csv}:8: '...'",
+        "warning: same picture twice in train: 1",
+        "warning: same picture in train and val: 1",
+    ):
+        assert expected in output, expected
+
+
+def test_boxes_and_sentences_are_both_read(described, capsys):
+    images = [{"id": k, "file_name": f"{k}.png"} for k in range(6)]
+    boxes = [{"id": k, "image_id": k, "category_id": 1, "bbox": [1, 1, 5, 5]} for k in range(6)]
+    sentences = [{"id": k, "image_id": k % 5, "caption": "A picture"} for k in range(6)]
+    (described / "captions.csv").unlink()
+    whole = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "dot"}]}
+    (described / "instances_train.json").write_text(json.dumps(whole))
+    (described / "captions_train.json").write_text(json.dumps({"images": images, "annotations": sentences}))
+    assert main([str(described), "--no-progress"]) == 0
+    output = capsys.readouterr().out
+    assert "picture without a sentence (left out): 1" in output
+    assert "same picture" not in output
+    whole["annotations"][0]["bbox"] = [1, 1, 0, 5]
+    (described / "instances_train.json").write_text(json.dumps(whole))
+    (described / "captions_train.json").write_text("[")
+    assert main([str(described), "--no-progress"]) == 1
+    output = capsys.readouterr().out
+    assert "box without width or height (dropped): 1" in output
+    assert "error: sentences cannot be read: 1" in output
+    assert "broken json" in output
+
+
+def test_labels_in_a_csv_are_no_sentences(tmp_path, capsys):
+    for k, name in enumerate(("cat", "dog") * 2):
+        folder = tmp_path / ("train", "val")[k // 2] / name
+        folder.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (40 * k, 0, 0)).save(folder / "0.png")
+    (tmp_path / "train.csv").write_text("id,label\n0,cat\n1,dog\n")
+    assert main([str(tmp_path), "--no-progress"]) == 0
+    assert "nothing is wrong" in capsys.readouterr().out
+
+
+def test_what_could_be_there_is_told(tmp_path, capsys):
+    (tmp_path / "x.bin").touch()
+    assert main([str(tmp_path)]) == 1
+    output = capsys.readouterr().out
+    assert "Known are" in output
+    assert "Karpathy's splits" in output

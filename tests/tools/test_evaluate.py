@@ -1,7 +1,6 @@
 """`sightline evaluate`: a checkpoint on data, and predictions against truth."""
 
 import json
-import math
 from dataclasses import replace
 
 import pytest
@@ -240,52 +239,3 @@ def test_tiles_are_proposed_anew(regional, tmp_path, capsys):
 def test_models_that_propose_take_no_proposals(checkpoint, option, capsys):
     assert main(["evaluate", checkpoint, option, "somewhere"]) == 2
     assert "takes no proposals (it finds its own): leave out --proposals" in capsys.readouterr().err
-
-
-@pytest.fixture
-def captions(tmp_path):
-    """A function that writes caption results and truth, and gives the command's arguments."""
-    truth = {1: ["a dog runs", "the dog"], 2: ["two cats sleep on a mat"], 3: ["a car"]}
-    rows = [{"image_id": image, "caption": text} for image, group in truth.items() for text in group]
-    (tmp_path / "truth.json").write_text(json.dumps({"images": [], "annotations": rows}))
-
-    def write(said):
-        results = [{"image_id": image, "caption": text} for image, text in said.items()]
-        (tmp_path / "results.json").write_text(json.dumps(results))
-        files = {"--captions": "results.json", "--truth": "truth.json", "--json": "out.json"}
-        return ["evaluate", *(part for name, file in files.items() for part in (name, str(tmp_path / file)))]
-
-    return write
-
-
-def test_captions(captions, tmp_path, capsys):
-    assert main(captions({1: "A dog runs.", 2: "two cats", 3: "a bus"})) == 0
-    numbers = json.loads((tmp_path / "out.json").read_text())
-    assert numbers["BLEU-1"] == pytest.approx(6 / 7 * math.exp(1 - 11 / 7))
-    assert [row["image_id"] for row in numbers["per_image"]][-1] == 1
-    out = capsys.readouterr().out
-    assert [line.split()[0] for line in out.splitlines()[:7]] == list(numbers)[:7]
-    assert "3: a bus" in out
-
-
-def test_captions_of_a_part(captions, tmp_path, capsys):
-    arguments = captions({1: "a dog runs"})
-    assert main(arguments) == 2
-    assert "2 of the truth's 3 pictures have no caption, 2 for one" in capsys.readouterr().err
-    assert main([*arguments, "--partial"]) == 0
-    assert json.loads((tmp_path / "out.json").read_text())["ROUGE-L"] == 1
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--captions", "a.json"], "--captions needs --truth"),
-        (["--captions", "a.json", "--predictions", "b.json", "--truth", "c.json"], "name either a checkpoint"),
-        (["--captions", "a.json", "--truth", "c.json", "--voc"], "has no boxes"),
-        (["--captions", "a.json", "--truth", "c.json"], "c.json: cannot be read"),
-        (["--predictions", "a.json", "--truth", "c.json", "--partial"], "--partial goes with --captions"),
-    ],
-)
-def test_captions_refused(arguments, message, capsys):
-    assert main(["evaluate", *arguments]) == 2
-    assert message in capsys.readouterr().err

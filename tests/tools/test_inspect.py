@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import nn
 
+from sightline.captioning import show_attend_tell
+from sightline.captioning.vocabulary import SPECIAL, Vocabulary
 from sightline.datasets.shapes import draw
 from sightline.datasets.statistics import Statistics
 from sightline.datasets.structures import Instances
@@ -114,6 +116,45 @@ def test_a_name_with_weights(tmp_path, capsys):
     word = f"yolox_nano@{weights}"
     assert main(["inspect", word, "--size", "64", "--depth", "1"]) == 0
     assert capsys.readouterr().out.startswith(f"{word}: yolox(size='nano', num_classes=80")
+
+
+@pytest.fixture
+def captioner(tmp_path):
+    """An untrained captioner of 30 words."""
+    small = {"norm": "batch", "width": 16, "embedding": 16, "attention_width": 16}
+    model = show_attend_tell("resnet10_narrow", 30, **small)
+    model.vocabulary, model.resize = Vocabulary([*SPECIAL, *(f"w{i}" for i in range(26))]), (64, 96, True)
+    save(model, tmp_path / "captioner.ckpt")
+    return str(tmp_path / "captioner.ckpt")
+
+
+def test_a_captioner(captioner, capsys):
+    """All its weights are used for one word, those of the words too."""
+    assert main(["inspect", captioner, "--depth", "2", "--device", "cpu"]) == 0
+    output = capsys.readouterr().out
+    assert f"{captioner}: show_attend_tell(backbone='resnet10_narrow', num_words=30" in output
+    assert "pictures are brought to 64x96 pixels exactly\n30 words, 4 of them special: w0, w1" in output
+    assert "layers are shown for one sentence's first word" in output
+    rows = [line.split()[:3] for line in output.splitlines()]
+    assert ["decoder.output", "Linear", "1x30"] in rows
+    assert "not used" not in output
+
+
+def test_a_captioner_by_name(capsys):
+    assert main(["inspect", "show_attend_tell", "--size", "64", "--depth", "1"]) == 0
+    output = capsys.readouterr().out
+    assert "layers are shown for one sentence's first word" in output
+    assert any(line.startswith("decoder") for line in output.splitlines())
+
+
+def test_activations_of_a_captioner(captioner, capsys):
+    assert main(["inspect", captioner, "--activations", "--device", "cpu"]) == 0
+    assert "with its own weights, 4 pictures" in capsys.readouterr().out
+
+
+def test_a_captioner_explains_itself_elsewhere(captioner, picture, capsys):
+    assert main(["inspect", captioner, "--picture", picture, "--png", "heat.png", "--device", "cpu"]) == 2
+    assert f"sightline predict {captioner} {picture} --attention" in capsys.readouterr().err
 
 
 def test_activations_of_a_checkpoint(checkpoint, capsys):

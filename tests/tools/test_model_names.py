@@ -22,7 +22,7 @@ def test_a_checkpoint_and_a_name_with_the_same_weights(tmp_path):
 @pytest.mark.parametrize(
     ("word", "error", "message"),
     [
-        ("faster_rcn", DataError, "no checkpoint and no detector 'faster_rcn'; did you mean 'faster_rcnn'"),
+        ("faster_rcn", DataError, "no checkpoint and no model 'faster_rcn'; did you mean 'faster_rcnn'"),
         ("faster_rcnn", DataError, "faster_rcnn alone has random weights and finds nothing.*faster_rcnn@WEIGHTS"),
         ("nothing.ckpt", WeightsError, "no checkpoint at nothing.ckpt"),
     ],

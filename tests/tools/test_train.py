@@ -13,7 +13,7 @@ import yaml
 from sightline.detectors import load
 from sightline.tools.main import main
 from sightline.tools.train import recipes
-from sightline.tools.train_cli import TrainCLI
+from sightline.tools.train_detection import DetectionCLI
 from sightline.tools.train_search import Outcome, search, take_plan
 from sightline.training import DetectionTraining
 
@@ -84,7 +84,7 @@ def test_resume_goes_on_in_the_same_folder(tmp_path, forget):
 
 def test_stopped_in_the_last_epochs_and_resumed_it_is_an_uninterrupted_run(tmp_path, forget, monkeypatch):
     """With a moving average, mixed pictures before the last epoch, and a loss that is added in it."""
-    monkeypatch.setattr(TrainCLI, "finish", lambda *_: None)
+    monkeypatch.setattr(DetectionCLI, "finish", lambda *_: None)
     run = [
         "yolox_nano", *QUICK, "--data.plain_epochs", "1", "--trainer.max_epochs", "2", "--run.ema", "0.9",
         "--trainer.check_val_every_n_epoch", "1",

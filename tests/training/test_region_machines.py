@@ -284,7 +284,7 @@ def test_features_too_large_for_half_precision_are_refused(table, tmp_path):
 
 def test_a_disk_without_room(table, tmp_path, monkeypatch):
     usage = type("Usage", (), {"free": 10**4})
-    monkeypatch.setattr(region_features.shutil, "disk_usage", lambda _: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda _: usage)
     with pytest.raises(DataError, match="GB free: name another folder, or take fewer proposals"):
         features_of(tiny(table), table, tmp_path, progress=False)
     assert not list(tmp_path.iterdir())

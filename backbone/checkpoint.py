@@ -1,4 +1,4 @@
-"""A detector from a checkpoint, and back."""
+"""A model from a checkpoint, and back."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
-from ..backbone import WeightsError, load_weights
-from ..backbone.weights import read_file
-from .model import Detector
+from .model import Model
+from .sources import WeightsError
+from .weights import load_weights, read_file
 
 
-def save(model: Detector, path: str | os.PathLike) -> None:
+def save(model: Model, path: str | os.PathLike) -> None:
     """Writes the model alone, without an optimiser's state; `load` reads it. What was there stays until all is written."""
     partial = Path(f"{path}.partial")
     torch.save({"sightline": model.description(), "state_dict": model.state_dict()}, partial)
@@ -21,9 +21,20 @@ def save(model: Detector, path: str | os.PathLike) -> None:
 
 
 def load_with(
-    builders: Mapping[str, Callable[..., Detector]], path: str | os.PathLike, device: torch.device | str | None
-) -> Detector:
-    """See `sightline.detectors.load`."""
+    builders: Mapping[str, Callable[..., Model]],
+    path: str | os.PathLike,
+    device: torch.device | str | None = None,
+) -> Model:
+    """A model from what `save` or a training wrote, in evaluation mode. Only tensors and plain values are read, never code.
+
+    Args:
+        builders: the functions that make models, by name.
+        path: the checkpoint.
+        device: where to put it; by default the GPU where there is one.
+
+    Raises:
+        WeightsError: the file is missing, damaged, no checkpoint of ours or of another kind of model, or holds pickled code.
+    """
     path = Path(path)
     if not path.is_file():
         raise WeightsError(f"no checkpoint at {path}; a run keeps its best one in runs/RECIPE/N/checkpoints/best.ckpt")
@@ -42,7 +53,7 @@ def load_with(
         )
     if architecture["name"] not in builders:
         raise WeightsError(
-            f"{path} holds a {architecture['name']!r}, which this version does not know (it knows {', '.join(builders)})"
+            f"{path} holds a {architecture['name']!r}, which is not known here (known are {', '.join(builders)})"
         )
     arguments = dict(architecture["arguments"])
     arguments |= dict.fromkeys({"weights", "backbone_weights"} & arguments.keys())
@@ -50,12 +61,11 @@ def load_with(
         model = builders[architecture["name"]](**arguments)
     except TypeError as error:
         raise WeightsError(f"{path} was written by another version of Sightline, whose {error}") from error
-    load_weights(model, path, key="state_dict", rename=((r"^detector\.", ""),))
-    if "num_classes" in arguments and len(about["categories"]) != len(model.categories):  # an autoencoder has none
-        raise WeightsError(
-            f"{path} names {len(about['categories'])} categories for a model of {len(model.categories)}; it was changed by hand"
-        )
-    model.categories, model.resize = list(about["categories"]), tuple(about["resize"])
+    load_weights(model, path, key="state_dict", rename=((r"^(detector|captioner)\.", ""),))
+    try:
+        model.restore(about)
+    except ValueError as error:
+        raise WeightsError(f"{path} {error}; it was changed by hand") from error
     return model.to(device or default_device()).eval()
 
 

@@ -1,4 +1,4 @@
-"""What every builder of a detector ends with."""
+"""What every builder of a model ends with."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..backbone import load_weights
-from .model import Detector
+from .model import Model
+from .weights import load_weights
 
-Model = TypeVar("Model", bound=Detector)
+M = TypeVar("M", bound=Model)
 
 
 def finish(
-    model: Model,
+    model: M,
     architecture: dict[str, Any],
     weights: str | None,
     *,
@@ -23,13 +23,13 @@ def finish(
     name: str | None = None,
     rename: Sequence[tuple[str, str]] = (),
     convert: Callable[[dict[str, Tensor], Path], dict[str, Tensor]] | None = None,
-) -> Model:
+) -> M:
     """Notes how a model was made, and loads its weights.
 
     Args:
         model: with random weights above its backbone.
-        architecture: the builder's name and arguments, see `Detector`.
-        weights: of the whole detector: None, a path, an address or a named source; see `load_weights`.
+        architecture: the builder's name and arguments, see `Model`.
+        weights: of the whole model: None, a path, an address or a named source; see `load_weights`.
         allow_missing: prefixes of what may be missing, or of another shape, and then starts at random: the last layers.
         name: by which a named source knows the model.
         rename, convert: see `load_weights`.
@@ -39,7 +39,7 @@ def finish(
     """
     model.architecture = architecture
     if weights is not None:
-        own = (r"^detector\.", "")  # a training run's checkpoint holds the model under that name
+        own = (r"^(detector|captioner)\.", "")  # a training run's checkpoint holds the model under that name
         missing = ("normalize.", *allow_missing)
         load_weights(model, weights, name=name, rename=(*rename, own), convert=convert, allow_missing=missing)
     # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.

@@ -1,0 +1,124 @@
+"""Stochastic "hard" attention (Show, Attend and Tell, section 4.1): a decoder that sees one cell at a time.
+
+A path s is the cells that a sentence y looked at, drawn while training by the weights alpha. The expected loss over all
+paths cannot be computed, but its gradient can be estimated from one of them (REINFORCE, Williams 1992; eq. 11 and 12):
+
+    d E[-log p(y | s)] = E[ -d log p(y | s)  -  (log p(y | s) - b) d log p(s) ]        for any b that does not depend on s
+
+The first part is the gradient of `loss_words`, the second that of `loss_reinforce`; both are divided by the words of the
+batch, so that their sum has the gradient of the expected mean loss of a word. `loss_entropy` keeps the weights from
+settling too early.
+
+At test time the most probable cell is seen, and nothing is left to chance; the paper does not say what it does there. The
+attention reported is the chance of every cell, which says more than the one cell that was seen.
+
+Deviation: a sentence that is given expected vectors learns where to look through them, exactly, as soft attention does.
+
+Letters: as in `attending.py`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .attending import Attending
+from .attention import AnnotationVectors, Memory, SoftAttention
+from .decoder import PAD, Annotations, drawn, shifted
+
+EXPECTED = 0.5  # the chance that a sentence is given expected vectors in place of drawn ones
+DECAY = 0.9  # of the baseline, at every batch
+REINFORCE = 1.0  # lambda_r; only at 1 is the gradient that of the expected loss
+ENTROPY = 0.002  # lambda_e
+
+
+class HardState(NamedTuple):
+    """A `State` that also knows of the path."""
+
+    hidden: Tensor  # (B, S, H)
+    cell: Tensor  # (B, S, H) or (B, S, 0)
+    expected: Tensor  # (B, S) bool: the sentence is given expected vectors
+    score: Tensor  # (B, S), the log probability of the cell drawn for the word last taken in; 0 where none was drawn
+
+
+class HardAttending(Attending):
+    """`Attending` that sees one cell before each word; its attention is a `HardAttention`."""
+
+    attention: HardAttention
+
+    def begin(self, memory: Memory, sentences: int) -> HardState:
+        """See `Attending.begin`; in training each sentence's kind of look is drawn here."""
+        state = super().begin(memory, sentences)
+        score = state.hidden.new_zeros(state.hidden.shape[:2])
+        expected = torch.rand_like(score) < EXPECTED if self.training else torch.zeros_like(score, dtype=torch.bool)
+        return HardState(state.hidden, state.cell, expected, score)
+
+    def look(self, query: Tensor, state: HardState, memory: Memory) -> tuple[HardState, Tensor, Tensor]:
+        """At one cell of each picture, drawn in training and the most probable one otherwise."""
+        expected, weights = self.attention(query, memory)
+        index = (self.attention.draw(weights) if self.training else weights.argmax(-1))[..., None]
+        seen = memory.vectors.gather(1, index.expand(-1, -1, expected.shape[-1]))
+        if self.training:
+            seen = torch.where(state.expected[..., None], expected, seen)
+            score = weights.gather(-1, index).squeeze(-1).log().masked_fill(state.expected, 0)
+            state = state._replace(score=score)
+        return state, seen, weights
+
+    def losses(self, annotations: Annotations, tokens: Tensor) -> dict[str, Tensor]:
+        """Three means over words: see the head of this file for what the gradient of their sum is.
+
+        Returns:
+            `loss_words`, -log p(y | s); `loss_reinforce`, -(log p(y | s) - b) log p(s), the first factor held fixed: its value
+            says nothing, its gradient does, and it is 0 in evaluation; and `loss_entropy`, minus the weights' entropy.
+        """
+        (logits, weights), states = self.walk(shifted(tokens), self.prepare(annotations))
+        words = tokens != PAD
+        said = self._log_likelihood(logits, tokens)
+        path = (torch.stack([state.score for state in states], 2) * words).sum(-1)
+        advantage = said.detach().sum(-1) - self.attention.baseline
+        if self.training:
+            self.attention.follow(said.detach().sum(-1), words.any(-1))
+        entropy = torch.special.entr(weights.clamp(min=1e-20)).sum(-1)  # at 0 it has no gradient
+        count = words.sum().clamp(min=1)
+        return {
+            "loss_words": -said.sum() / count,
+            "loss_reinforce": -REINFORCE * (advantage * path).sum() / count,
+            "loss_entropy": -ENTROPY * (entropy * words).sum() / count,
+        }
+
+    def _log_likelihood(self, logits: Tensor, tokens: Tensor) -> Tensor:
+        """(B, S, T), log p of each word, 0 of padding: minus what `word_loss` takes the mean of."""
+        each = F.cross_entropy(
+            logits.flatten(0, 2).float(),
+            tokens.flatten(),
+            ignore_index=PAD,
+            label_smoothing=self.smoothing,
+            reduction="none",
+        )
+        return -each.view_as(tokens)
+
+
+class HardAttention(SoftAttention):
+    """Weights as of soft attention, here the chances of cells, and what it takes to draw by them and learn from it.
+
+    Attributes:
+        baseline: b, a scalar that follows log p(y | s); it is saved with the weights.
+    """
+
+    baseline: Tensor
+
+    def __init__(self, vectors: AnnotationVectors, width: int) -> None:
+        super().__init__(vectors, width)
+        self.register_buffer("baseline", torch.zeros(()))
+
+    def draw(self, weights: Tensor) -> Tensor:
+        """A cell (B, S) by the weights (B, S, L)."""
+        return drawn(weights.detach())
+
+    def follow(self, said: Tensor, sentences: Tensor) -> None:
+        """b = 0.9 b + 0.1 log p(y | s), of the mean sentence: said (B, S), 0 of those not there, which sentences (B, S) tells."""
+        mean = said.sum() / sentences.sum().clamp(min=1)
+        self.baseline.copy_(torch.where(sentences.any(), self.baseline.lerp(mean, 1 - DECAY), self.baseline))
