@@ -27,7 +27,7 @@ OLD_TORCHVISION = (
     (r"rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
 )
 # Where a backbone's body lies in a model's state dict and in a training checkpoint; the second "body" is a pyramid's.
-BACKBONE_OF = r"(detector\.)?backbone\.(body\.)*"
+BACKBONE_OF = r"((detector|captioner)\.)?backbone\.(body\.)*"
 
 
 @dataclass
@@ -219,4 +219,4 @@ def _some(names: list, limit: int = 6) -> str:
 
 
 def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+    return (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]

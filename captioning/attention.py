@@ -18,6 +18,9 @@ from torch import Tensor, nn
 
 from ..backbone.spatial_transformer import Affine, ParameterLayer, SpatialTransformer, Transform
 from .decoder import Annotations
+from .positions import grid_positions
+
+PLACES = 32  # channels that tell where a cell lies
 
 
 class Memory(NamedTuple):
@@ -38,18 +41,24 @@ class AnnotationVectors(nn.Module):
     Args:
         channels: D.
         width: C; None for the map's own channels, as in the paper.
+        places: widen the map by `PLACES` channels that tell each cell's row and column: what a decoder else only knows as far
+            as the backbone sees the picture's edge, and has to tell left from right by.
     """
 
-    def __init__(self, channels: int, width: int | None = None) -> None:
+    def __init__(self, channels: int, width: int | None = None, *, places: bool = False) -> None:
         super().__init__()
+        channels += PLACES if places else 0
         self.projection = nn.Identity() if width is None else nn.Linear(channels, width)
-        self.channels = channels if width is None else width
+        self.channels, self.places = channels if width is None else width, places
 
     def forward(self, annotations: Annotations) -> Tensor:
         """(B, L, C), zero in padding, whatever the map holds there."""
         valid = annotations.valid.flatten(1)[..., None]
-        vectors = self.projection(annotations.maps.flatten(2).mT.masked_fill(~valid, 0))
-        return vectors.masked_fill(~valid, 0)
+        vectors = annotations.maps.flatten(2).mT
+        if self.places:
+            places = grid_positions(*annotations.maps.shape[2:], PLACES, vectors.device)
+            vectors = torch.cat([vectors, places.to(vectors.dtype).expand(len(vectors), -1, -1)], -1)
+        return self.projection(vectors.masked_fill(~valid, 0)).masked_fill(~valid, 0)
 
 
 def mean_vector(vectors: Tensor, valid: Tensor) -> Tensor:
@@ -78,7 +87,11 @@ class Attention(nn.Module):
         """What every look needs, made once a picture."""
         vectors = self.vectors(annotations)
         mean = mean_vector(vectors, annotations.valid)
-        return Memory(vectors, self.keys(vectors), mean, annotations.valid)
+        return Memory(vectors, self.keys_of(vectors, mean), mean, annotations.valid)
+
+    def keys_of(self, vectors: Tensor, mean: Tensor) -> Tensor:
+        """See `Memory.keys`; from vectors (B, L, C) and their mean (B, C)."""
+        return self.keys(vectors)
 
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """One look a sentence.
@@ -131,10 +144,9 @@ class RegionAttention(Attention):
         transform = transform or Affine()
         self.region = SpatialTransformer(ParameterLayer(width, transform), transform, (points, points))
 
-    def prepare(self, annotations: Annotations) -> Memory:
-        """See `Attention.prepare`; one key a picture."""
-        memory = super().prepare(annotations)
-        return memory._replace(keys=self.keys(memory.mean)[:, None])
+    def keys_of(self, vectors: Tensor, mean: Tensor) -> Tensor:
+        """One key a picture: (B, 1, A)."""
+        return self.keys(mean)[:, None]
 
     def forward(self, queries: Tensor, memory: Memory) -> tuple[Tensor, Tensor]:
         """See `Attention.forward`."""
@@ -155,7 +167,7 @@ def _shares(places: Tensor, valid: Tensor) -> Tensor:
 
     Of two neighbours, so that there is a slope at a cell's own centre too: regions start there where map and grid agree.
     """
-    last = valid.sum(-1)[:, None, None] - 1
+    last = valid.sum(-1)[:, None, None].to(places.dtype) - 1  # not every device clamps floats by integers
     cells = ((places + 1) * (last + 1) - 1) / 2
     cells = cells.clamp(min=torch.zeros_like(last), max=last)
     lower = cells.detach().floor().minimum(last - 1).clamp(min=0)

@@ -55,9 +55,11 @@ class Decoder(nn.Module):
             sampling, https://arxiv.org/abs/1506.03099); the trainer sets it.
         truncate: back-propagation goes through so many words at most; None through all.
         smoothing: share of the word loss that asks for all words alike (label smoothing).
+        of_words: what begins the names of the weights that hold a row for each word.
     """
 
     most_words: int | None = None
+    of_words: tuple[str, ...] = ("words.", "output.")
 
     def __init__(self, num_words: int, *, truncate: int | None = None, smoothing: float = 0.0) -> None:
         super().__init__()

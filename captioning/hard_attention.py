@@ -3,10 +3,14 @@
 A path s is the cells that a sentence y looked at, drawn while training by the weights alpha. The expected loss over all
 paths cannot be computed, but its gradient can be estimated from one of them (REINFORCE, Williams 1992; eq. 11 and 12):
 
-    d E[-log p(y | s)] = E[ -d log p(y | s)  -  (log p(y | s) - b) d log p(s) ]        for any b that does not depend on s
+    d E[-log p(y | s)] = E[ -d log p(y | s)  -  sum over t of A_t d log p(s_t) ],     A_t = sum from t on of (log p(y_t | s) - b)
 
-The first part is the gradient of `loss_words`, the second that of `loss_reinforce`; both are divided by the words of the
-batch, so that their sum has the gradient of the expected mean loss of a word. `loss_entropy` keeps the weights from
+for any b that does not depend on s. Deviation: the paper weighs all cells of a path by log p(y | s) - b of the whole sentence.
+That is right on the mean, too, but what was said before a look, and how long a sentence is, tell nothing of the look: on
+Flickr8k a decoder hardly learnt from so much noise.
+
+The first part of the gradient is that of `loss_words`, the second that of `loss_reinforce`; both are divided by the words of
+the batch, so that their sum has the gradient of the expected mean loss of a word. `loss_entropy` keeps the weights from
 settling too early.
 
 At test time the most probable cell is seen, and nothing is left to chance; the paper does not say what it does there. The
@@ -71,21 +75,22 @@ class HardAttending(Attending):
         """Three means over words: see the head of this file for what the gradient of their sum is.
 
         Returns:
-            `loss_words`, -log p(y | s); `loss_reinforce`, -(log p(y | s) - b) log p(s), the first factor held fixed: its value
+            `loss_words`, -log p(y | s); `loss_reinforce`, the sum of -A_t log p(s_t), the first factors held fixed: its value
             says nothing, its gradient does, and it is 0 in evaluation; and `loss_entropy`, minus the weights' entropy.
         """
         (logits, weights), states = self.walk(shifted(tokens), self.prepare(annotations))
         words = tokens != PAD
         said = self._log_likelihood(logits, tokens)
-        path = (torch.stack([state.score for state in states], 2) * words).sum(-1)
-        advantage = said.detach().sum(-1) - self.attention.baseline
+        path = torch.stack([state.score for state in states], 2) * words
+        better = (said.detach() - self.attention.baseline) * words
+        advantages = better.flip(-1).cumsum(-1).flip(-1)
         if self.training:
-            self.attention.follow(said.detach().sum(-1), words.any(-1))
+            self.attention.follow(said.detach(), words)
         entropy = torch.special.entr(weights.clamp(min=1e-20)).sum(-1)  # at 0 it has no gradient
         count = words.sum().clamp(min=1)
         return {
             "loss_words": -said.sum() / count,
-            "loss_reinforce": -REINFORCE * (advantage * path).sum() / count,
+            "loss_reinforce": -REINFORCE * (advantages * path).sum() / count,
             "loss_entropy": -ENTROPY * (entropy * words).sum() / count,
         }
 
@@ -105,7 +110,7 @@ class HardAttention(SoftAttention):
     """Weights as of soft attention, here the chances of cells, and what it takes to draw by them and learn from it.
 
     Attributes:
-        baseline: b, a scalar that follows log p(y | s); it is saved with the weights.
+        baseline: b, a scalar that follows log p(y_t | s); it is saved with the weights.
     """
 
     baseline: Tensor
@@ -118,7 +123,7 @@ class HardAttention(SoftAttention):
         """A cell (B, S) by the weights (B, S, L)."""
         return drawn(weights.detach())
 
-    def follow(self, said: Tensor, sentences: Tensor) -> None:
-        """b = 0.9 b + 0.1 log p(y | s), of the mean sentence: said (B, S), 0 of those not there, which sentences (B, S) tells."""
-        mean = said.sum() / sentences.sum().clamp(min=1)
-        self.baseline.copy_(torch.where(sentences.any(), self.baseline.lerp(mean, 1 - DECAY), self.baseline))
+    def follow(self, said: Tensor, words: Tensor) -> None:
+        """b = 0.9 b + 0.1 log p(y_t | s), of the mean word: said (B, S, T), 0 where `words`, of that shape, says that none is."""
+        mean = said.sum() / words.sum().clamp(min=1)
+        self.baseline.copy_(torch.where(words.any(), self.baseline.lerp(mean, 1 - DECAY), self.baseline))

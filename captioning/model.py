@@ -105,3 +105,8 @@ def map_channels(backbone: Backbone, layer: int) -> int:
     if not -len(backbone.channels) <= layer < len(backbone.channels):
         raise ValueError(f"layer must be one of the backbone's {len(backbone.channels)} maps, got {layer}")
     return backbone.channels[layer]
+
+
+def of_words(decoder: Decoder) -> tuple[str, ...]:
+    """What begins the names, in a captioner, of weights with a row for each word: with other words they start anew."""
+    return tuple(f"decoder.{name}" for name in decoder.of_words)

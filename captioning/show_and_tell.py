@@ -19,11 +19,8 @@ from ..backbone import build_backbone
 from ..backbone.building import finish
 from .attention import AnnotationVectors, mean_vector
 from .decoder import Annotations, Decoder, Step, Unrolled
-from .model import Captioner, map_channels
+from .model import Captioner, map_channels, of_words
 from .recurrent import Cell, State, cell_named
-
-# What belongs to single words, and may start at random where a model takes over the weights of one with others.
-WORDS = ("decoder.words.", "decoder.output.")
 
 
 class Picture(NamedTuple):
@@ -136,4 +133,4 @@ def show_and_tell(
         truncate=truncate,
         smoothing=smoothing,
     )
-    return finish(Captioner(body, decoder, layer=layer), architecture, weights, allow_missing=WORDS)
+    return finish(Captioner(body, decoder, layer=layer), architecture, weights, allow_missing=of_words(decoder))

@@ -11,9 +11,8 @@ from ..backbone.building import finish
 from .attending import Attending
 from .attention import AnnotationVectors, RegionAttention, SoftAttention
 from .hard_attention import HardAttending, HardAttention
-from .model import Captioner, map_channels
+from .model import Captioner, map_channels, of_words
 from .recurrent import cell_named
-from .show_and_tell import WORDS
 
 ATTENTION = {
     "soft": (Attending, SoftAttention),
@@ -32,6 +31,7 @@ def show_attend_tell(
     embedding: int = 512,
     attention_width: int = 512,
     channels: int | None = None,
+    places: bool = False,
     dropout: float = 0.5,
     truncate: int | None = None,
     smoothing: float = 0.0,
@@ -54,6 +54,7 @@ def show_attend_tell(
         attention_width: of the hidden layer that says where to look.
         channels: of annotation vectors; None for the map's, as in the paper. A wide map, of 1280 channels say, is several
             times quicker with 512.
+        places: tell the decoder where each cell lies; see `AnnotationVectors`.
         dropout: of words and before the last layer, in training.
         truncate, smoothing: see `Decoder`.
         layer: which of the backbone's maps is looked at, -1 for the coarsest.
@@ -74,7 +75,7 @@ def show_attend_tell(
     decoder_class, attention_class = ATTENTION[attention]
     decoder = decoder_class(
         num_words,
-        attention_class(AnnotationVectors(map_channels(body, layer), channels), attention_width),
+        attention_class(AnnotationVectors(map_channels(body, layer), channels, places=places), attention_width),
         cell_named(cell),
         width=width,
         embedding=embedding,
@@ -82,4 +83,5 @@ def show_attend_tell(
         truncate=truncate,
         smoothing=smoothing,
     )
-    return finish(Captioner(body, decoder, layer=layer), architecture, weights, allow_missing=WORDS)
+    missing = (*of_words(decoder), "decoder.attention.baseline")  # hard attention may start from soft
+    return finish(Captioner(body, decoder, layer=layer), architecture, weights, allow_missing=missing)

@@ -21,8 +21,9 @@ from ..backbone import build_backbone
 from ..backbone.building import finish
 from .attention import AnnotationVectors
 from .decoder import Annotations, Decoder, Step, Unrolled
-from .model import Captioner, map_channels
-from .transformer_layer import Cells, Layer, grid_positions, sinusoids
+from .model import Captioner, map_channels, of_words
+from .positions import grid_positions, sinusoids
+from .transformer_layer import Cells, Layer
 
 
 class Said(NamedTuple):
@@ -50,6 +51,7 @@ class TransformerDecoder(Decoder):
     """
 
     most_words: int
+    of_words = ("words.", "bias")
     positions: Tensor  # (M, W)
 
     def __init__(
@@ -196,4 +198,4 @@ def transformer_captioner(
         smoothing=smoothing,
     )
     captioner = Captioner(body, decoder, layer=layer)
-    return finish(captioner, architecture, weights, allow_missing=("decoder.words.", "decoder.bias"))
+    return finish(captioner, architecture, weights, allow_missing=of_words(decoder))

@@ -1,4 +1,4 @@
-"""A layer of a transformer decoder (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3), and where things stand.
+"""A layer of a transformer decoder (Vaswani et al. 2017, https://arxiv.org/abs/1706.03762, section 3).
 
 Normalisation comes before each part (Xiong et al. 2020, https://arxiv.org/abs/2002.04745). Attention weights are not dropped
 out, so that those reported are those used.
@@ -8,7 +8,6 @@ Letters: B pictures, S sentences of a picture, T words, L cells, W width, N laye
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -98,17 +97,3 @@ class Attention(nn.Module):
         """What queries (B, H, T, d) find in (B, H, L, d), as (B, T, W); `seen` is bool and broadcasts to (B, H, T, L)."""
         found = F.scaled_dot_product_attention(queries, keys, values, seen, is_causal=causal)
         return self.out(found.transpose(1, 2).flatten(2))
-
-
-def sinusoids(positions: Tensor, width: int) -> Tensor:
-    """Positions (N,) as vectors (N, width): sines, then cosines, of wavelengths from 2 pi to 10000 * 2 pi."""
-    rates = torch.exp(torch.arange(0, width, 2, device=positions.device) * (-math.log(10000.0) / width))
-    angles = positions[:, None] * rates
-    return torch.cat([angles.sin(), angles.cos()], dim=-1)
-
-
-def grid_positions(height: int, width: int, channels: int, device: torch.device) -> Tensor:
-    """Cells of any map as vectors (h * w, channels): one half tells the row, the other the column."""
-    rows = sinusoids(torch.arange(height, device=device), channels // 2)
-    columns = sinusoids(torch.arange(width, device=device), channels // 2)
-    return torch.cat([rows.repeat_interleave(width, 0), columns.repeat(height, 1)], dim=-1)

@@ -26,7 +26,7 @@ from .caption_lines import read_csv, read_list, read_tokens, split_named
 from .caption_pictures import Index, by_split, text_table
 from .caption_sentences import Sentences, leave_out
 from .coco import split_of
-from .readers import raise_if_fatal
+from .readers import find, raise_if_fatal
 from .splits import roles, split_by_hash, warn_test_as_val
 from .table import DataError, Problems, Table
 
@@ -73,13 +73,26 @@ def read_each(path: Path) -> dict[str, Table]:
         raise DataError(f"{path}: no such file or folder")
     found = _forms(path)
     if not found:
-        raise DataError(f"{path}: no captions recognised. Known are\n    {FORMS}")
+        raise DataError(f"{path}: no captions recognised. Known are\n    {FORMS}{_others_at(path)}")
     if len(found) > 1:
         listed = " and ".join(str(form.files[0]) for form in found)
         raise DataError(f"{path}: captions of two forms are here, {listed}; give the path of one")
     tables = found[0].read(path if path.is_dir() else path.parent, found[0].files)
     _note_common_pictures(tables)
     return tables
+
+
+def _others_at(path: Path) -> str:
+    """A hint where something else than sentences is said of the pictures."""
+    try:
+        kind = type(find(path)).__name__
+    except DataError:
+        return ""
+    return (
+        ""
+        if kind == "FolderSource"
+        else "\nThese are pictures with objects or classes, from which detectors and classifiers learn"
+    )
 
 
 def is_captioned(path: Path) -> bool:

@@ -14,7 +14,7 @@ import torch
 from .structures import Captions
 from .table import DataError, Table
 
-MULTIPLE = 4  # what T of a batch is a multiple of, so that a compiled network meets few shapes
+MULTIPLE = 4  # what T of a batch is a multiple of, or the most there is, so that a compiled network meets few shapes
 
 
 class Tokens:
@@ -40,6 +40,7 @@ class Tokens:
             raise DataError(f"{table.paths[self.counts.argmin()]}: no sentence about this picture; leave it out")
         encoded = [encode(sentence) for group in captions for sentence in group]
         kept = [words if len(words) <= longest + 1 else words[:longest] for words in encoded]
+        self._most = longest + 1
         self.cut = sum(len(words) > longest + 1 for words in encoded)
         self._first = np.cumsum(self.counts) - self.counts  # (I,), each picture's first sentence
         self._lengths = np.array([len(words) for words in kept], np.int64)  # (K,)
@@ -54,11 +55,11 @@ class Tokens:
             chosen: (B, S), which of its sentences, from 0; -1 for none, a sentence of padding alone.
 
         Returns:
-            Tokens (B, S, T), T the longest one's rounded up to a multiple of 4.
+            Tokens (B, S, T), T the longest one's rounded up to a multiple of 4, but no more than `longest` and an end.
         """
         sentences = np.where(chosen < 0, 0, self._first[rows][:, None] + chosen)
         lengths = np.where(chosen < 0, 0, self._lengths[sentences])
-        places = np.arange(-(-max(1, lengths.max(initial=0)) // MULTIPLE) * MULTIPLE)
+        places = np.arange(min(-(-max(1, lengths.max(initial=0)) // MULTIPLE) * MULTIPLE, self._most))
         words = self._words[np.minimum(self._starts[sentences][..., None] + places, len(self._words) - 1)]
         tokens = np.where(places < lengths[..., None], words, 0)
         return Captions(torch.from_numpy(tokens.astype(np.int64)))

@@ -135,6 +135,7 @@ def find(path: str | PathLike) -> Source:
         entries = ", ".join(shown[:8]) + (f", … ({len(shown)} entries)" if len(shown) > 8 else "")
         raise DataError(
             f"{path}: no data set recognised. Known are\n    {_LAYOUTS}\nbut here is {entries or 'nothing'}"
+            f"{_sentences_at(path)}"
         )
     if len(found) > 1:
         listed = ", ".join(f"{kind.__name__.removesuffix('Folder')} ({where})" for kind, where in found)
@@ -167,7 +168,17 @@ def _find_file(path: Path) -> Source:
         return CocoFolder(path)
     if suffix in (".yaml", ".yml"):
         return YoloFolder(path)
-    raise DataError(f"{path}: a data set's file is COCO's .json or YOLO's .yaml, not {suffix or 'one without suffix'}")
+    raise DataError(
+        f"{path}: a data set's file is COCO's .json or YOLO's .yaml, not {suffix or 'one without suffix'}"
+        f"{_sentences_at(path)}"
+    )
+
+
+def _sentences_at(path: Path) -> str:
+    """A hint where the pictures have sentences, of which detectors and classifiers learn nothing."""
+    from .caption_files import is_captioned  # it reads by this module
+
+    return "\nThese are pictures with sentences, from which captioners learn" if is_captioned(path) else ""
 
 
 def _near(path: Path) -> str:

@@ -100,7 +100,7 @@ class CaptionResult:
         if worst > 0:
             lines.append("\nworst captions by CIDEr-D (one of their references)")
         for row in self._worst_first()[:worst]:
-            lines.append(f"{self.cider_d[row]:7.4f}  {self.image_ids[row]}: {_line(self.captions[row])}")
+            lines.append(f"{self.cider_d[row]:7.4f}  {self.image_ids[row]}: {_line(self.captions[row]) or '(nothing)'}")
             lines.append(f"{'':9}({_line(self.references[row][0])})")
         return "\n".join(lines)
 

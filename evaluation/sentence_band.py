@@ -13,6 +13,7 @@ from .lettering import font, line_height, shortened, wrapped
 from .plots import INK, MUTED
 
 SMALLEST = 13  # pixels: the height of letters on narrow pictures
+NARROWEST = 12 * SMALLEST  # a sentence needs room, however narrow the picture is
 ACROSS = 36  # letters on others are so many times smaller than the picture is wide
 
 
@@ -42,14 +43,15 @@ def with_band(image: np.ndarray, notes: Sequence[Note], *, lines: int | None = N
             as many as there are.
 
     Returns:
-        (H + band, W, 3) uint8 RGB; the band's height depends on W and `lines` alone, where they are given.
+        (H + band, W, 3) uint8 RGB, white to the right of a picture narrower than a band can be; the band's height depends
+        on W and `lines` alone, where they are given.
 
     Raises:
         ValueError: the image is not (H, W, 3) uint8.
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
-    height, width = image.shape[:2]
+    height, width = image.shape[0], max(image.shape[1], NARROWEST)
     size = max(SMALLEST, round(width / ACROSS))
     letters = font(size, "".join(note.text for note in notes))
     edge, row = size // 2, round(1.1 * line_height(font(size)))  # whatever the letters: frames of a video are alike

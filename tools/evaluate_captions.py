@@ -80,7 +80,7 @@ def captioned(path: str, split: str) -> Table:
     """
     tables = CaptionData(path).tables
     if split not in tables:
-        raise DataError(f"{path} has no part {split!r}{nearest(split, tables)}; there are {', '.join(tables)}")
+        raise DataError(f"{path} has no part {split!r}; there are {', '.join(tables)}{nearest(split, tables)}")
     return tables[split]
 
 

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
+from pathlib import Path
 
 import numpy as np
 
+from sightline.captioning.vocabulary import split as words
 from sightline.datasets import statistics
+from sightline.datasets.caption_files import is_captioned, read_each
 from sightline.datasets.data_module import Shapes
+from sightline.datasets.folders import FolderSource
 from sightline.datasets.images import write_image
 from sightline.datasets.readers import find, raise_if_fatal, read
 from sightline.datasets.shapes import shapes_table
 from sightline.datasets.splits import without_unions
-from sightline.datasets.table import Table
+from sightline.datasets.table import DataError, Table, nearest
 from sightline.tools.inspect_pictures import example_sheet
 
 
@@ -30,12 +35,29 @@ def tables_of(path: str, split: str | None = None) -> dict[str, Table]:
         many = Shapes()
         counts = {"train": many.train_images, "val": many.val_images, "test": many.val_images}
         return {name: shapes_table(name, counts.get(name, 0), many.size) for name in ([split] if split else counts)}
+    if _has_sentences_alone(path):
+        tables = read_each(Path(path).expanduser())
+        if split is not None and split not in tables:
+            raise DataError(f"{path}: no split {split!r}; there are {', '.join(tables)}{nearest(split, tables)}")
+        raise_if_fatal(*tables.values())
+        return tables if split is None else {split: tables[split]}
     if split is not None:
         return {split: read(path, split)}
     source = find(path)
     tables = {name or "all": source.read(name) for name in without_unions(source.splits) or [None]}
     raise_if_fatal(*tables.values())
     return tables
+
+
+def _has_sentences_alone(path: str) -> bool:
+    """Whether pictures are captioned and nothing else: of those with boxes too, the boxes are shown."""
+    where = Path(path).expanduser()
+    if not is_captioned(where):
+        return False
+    try:
+        return where.is_file() or isinstance(find(where), FolderSource)
+    except DataError:
+        return True
 
 
 def summary(table: Table, most: int = 20) -> str:
@@ -52,7 +74,24 @@ def summary(table: Table, most: int = 20) -> str:
         lines.append(f"  boxes' shape      {_spread(width / height)} (width / height)")
         small, large = (table.area < 32**2).mean(), (table.area >= 96**2).mean()
         lines.append(f"  COCO's sizes      small {small:.0%}, medium {1 - small - large:.0%}, large {large:.0%}")
+    if table.captions is not None:
+        lines += _sentences(table.captions, most)
     return "\n".join([*lines, *_categories(table, most)])
+
+
+def _sentences(captions: list[list[str]], most: int) -> Iterable[str]:
+    """How many and how long they are, and of which words."""
+    split = [words(sentence) for group in captions for sentence in group]
+    counts = Counter(word for sentence in split for word in sentence)
+    if not counts:
+        return
+    yield f"  sentences a picture {_spread(np.array([len(group) for group in captions]))}"
+    yield f"  words a sentence    {_spread(np.array([len(sentence) for sentence in split]))}"
+    often = ", ".join(
+        f"{sum(count >= least for count in counts.values())} {least} times or more" for least in (2, 5, 10)
+    )
+    yield f"  different words     {len(counts)}; {often}"
+    yield f"  the commonest       {', '.join(f'{word} ({count})' for word, count in counts.most_common(most))}"
 
 
 def _spread(values: np.ndarray) -> str:

@@ -16,6 +16,7 @@ from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, Table
 from sightline.evaluation.drawing import annotate
 from sightline.evaluation.plots import ACCENT, INK, MUTED, save_figure
+from sightline.evaluation.sentence_band import Note, with_band
 
 TILE, GAP, COLUMNS = 320, 8, 4  # pixels of a tile's side, pixels between tiles, tiles beside each other
 FINE, WRONG = ACCENT, "#b0122b"
@@ -23,7 +24,7 @@ PANELS = 60  # more layers than that are thinned out evenly
 
 
 def example_sheet(table: Table, count: int = 12) -> np.ndarray:
-    """Pictures of a data set, spread evenly over it, with their objects.
+    """Pictures of a data set, spread evenly over it, with their objects, or above the first sentence about them.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -52,7 +53,12 @@ def _tile(table: Table, row: int) -> np.ndarray:
     size = [max(1, round(side * ratio)) for side in image.shape[1::-1]]
     objects = slice(*table.offsets[row : row + 2].tolist())
     boxes, labels = torch.from_numpy(table.boxes[objects] * ratio), torch.from_numpy(table.labels[objects])
-    return annotate(np.asarray(Image.fromarray(image).resize(size)), Instances(boxes, labels), table.categories)
+    tile = annotate(np.asarray(Image.fromarray(image).resize(size)), Instances(boxes, labels), table.categories)
+    if table.captions is None or not table.captions[row]:
+        return tile
+    captioned = Image.fromarray(with_band(tile, [Note(table.captions[row][0])]))
+    captioned.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
+    return np.asarray(captioned)
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

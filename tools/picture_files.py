@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from itertools import chain, count
 from pathlib import Path
+from unicodedata import category
 
 import cv2
 import numpy as np
@@ -79,7 +80,7 @@ class PictureFiles:
             path = Path("camera" + frame.name if frame.name.isdecimal() else re.sub(r"^\w+://", "", frame.name))
             kept = path.suffix if path.suffix.lower() in WRITTEN_AS_READ else ".png"
             suffix = ".mp4" if frame.is_video else kept
-            stem = re.sub(r"[^\w. -]", "_", path.stem)
+            stem = "".join(map(_safe, path.stem))
             stems = chain([stem, f"{path.resolve().parent.name}_{stem}"], (f"{stem}_{i}" for i in count(2)))
             name = next(name for name in (f"{stem}{suffix}" for stem in stems) if name.lower() not in self._taken)
             target = self._no_source(self.folder / name)
@@ -91,3 +92,8 @@ class PictureFiles:
         if target.resolve() in self._sources:
             raise DataError(f"{target} is a source and would be written over; choose another folder with --out")
         return target
+
+
+def _safe(letter: str) -> str:
+    """The letter, or "_" for one that some file system or shell takes amiss; vowel signs and accents are letters too."""
+    return letter if letter in ". -" or re.match(r"\w", letter) or category(letter).startswith("M") else "_"

@@ -36,7 +36,7 @@ RECIPES = resources.files("sightline.training.recipes")
 HELP = """usage: sightline train [RECIPE] [--data PATH] [--any.option value …]
 
     RECIPE               a name of `sightline train --list`, or a config.yaml; `shapes` without --data, else `faster_rcnn`
-    --data PATH          a data set in COCO, Pascal VOC or YOLO form
+    --data PATH          a data set in COCO, Pascal VOC or YOLO form; for captioners COCO's captions, token files, CSV …
     --resume FOLDER      goes on with a run, e.g. runs/faster_rcnn/1, or the latest in runs/faster_rcnn
     --alternating        Faster R-CNN in the four steps of its paper, each a run (docs/training.md)
     --search N           N runs with other learning rates and weight decays, coarse then fine (docs/training.md)
@@ -79,6 +79,7 @@ def main(argv: list[str] | None = None) -> int:
     if plan is not None:
         return search(plan, root, recipe, lambda options, parent: _trial([*arguments, *options], parent))
     if alternating:
+        _check_alternating(arguments)
         return alternate(arguments, functools.cache(lambda: _new_folder(root, recipe).path))
     return _command_line(arguments)(arguments, lambda: _new_folder(root, recipe)).train()
 
@@ -113,6 +114,14 @@ def _command_line(arguments: list[str]) -> type[TrainCLI]:
         content = None  # the parser will say where
     model = content.get("model") if isinstance(content, dict) else None
     return CaptionCLI if isinstance(model, dict) and CaptionCLI.NETWORK in model else DetectionCLI
+
+
+def _check_alternating(arguments: list[str]) -> None:
+    if _command_line(arguments) is not DetectionCLI:
+        raise DataError(
+            "--alternating is for a recipe of Faster R-CNN, whose two parts learn in turn, e.g. faster_rcnn_vgg16; this one "
+            "makes a captioner: leave --alternating out"
+        )
 
 
 def _resume(path: str, argv: list[str]) -> int:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from jsonargparse import Namespace
+from lightning.pytorch.utilities.rank_zero import rank_zero_info
 from torch import nn
 
 from sightline.captioning import load
+from sightline.captioning.known_words import take_known_words
 from sightline.captioning.vocabulary import Vocabulary
 from sightline.datasets.caption_data import CaptionData
 from sightline.datasets.table import DataError
@@ -32,11 +34,27 @@ class CaptionCLI(TrainCLI):
         captioner.vocabulary, self.datamodule.encode = self._vocabulary, self._vocabulary.encode
         for name in ("machines", "linear", "statistics"):
             if getattr(options, name):
-                raise DataError(f"--run.{name} is for detectors and classifiers; a captioner knows none: leave it out")
-        if self.datamodule.cache_maps and _trains(captioner.backbone, options):
+                raise DataError(f"--run.{name} is for detectors and classifiers, not for a captioner: leave it out")
+        most, longest = captioner.decoder.most_words, self.datamodule.longest
+        if most is not None and longest + 1 > most:
             raise DataError(
-                "--data.cache_maps keeps what a frozen backbone makes of the pictures, but this one is trained: leave it out, or "
-                "set --model.captioner.init_args.trainable_stages 0 and no --run.unfreeze"
+                f"--data.longest {longest}: with their end such sentences are longer than the decoder's {most} words; set "
+                f"--data.longest {most - 1} or less, or --model.captioner.init_args.most_words {longest + 1}"
+            )
+        if self.datamodule.cache_maps:
+            self._check_cached_maps()
+
+    def _check_cached_maps(self) -> None:
+        """Maps are made once: neither the backbone nor the pictures may change afterwards."""
+        if _trains(self.model.captioner.backbone, self.options):
+            raise DataError(
+                "--data.cache_maps keeps what a frozen backbone makes of the pictures, but this one is trained: set "
+                "--data.cache_maps false, or --model.captioner.init_args.trainable_stages 0 and no --run.unfreeze"
+            )
+        if self.datamodule.augment is not None:
+            raise DataError(
+                "--data.cache_maps keeps what a backbone makes of the pictures, which --data.augment changes: set "
+                "--data.cache_maps false, or --data.augment null"
             )
 
     def prepare_data(self) -> None:
@@ -47,6 +65,15 @@ class CaptionCLI(TrainCLI):
             captioner, cache = self.network.to(self.device), self.folder.path.parent / "features"
             captioner.resize = tuple(data.resize)
             data.maps = {split: cached_maps(captioner, table, cache, **loading) for split, table in data.tables.items()}
+
+    def prepare_network(self) -> None:
+        """See `TrainCLI.prepare_network`. Words that given weights know stand elsewhere in these data's vocabulary."""
+        weights, words = self.builder_arguments.get("weights"), len(self._vocabulary)
+        if weights is not None and (known := take_known_words(self.network, weights)):
+            rank_zero_info(f"{weights} knows {known} of {words} words")
+        # What is to be learnt by heart are the true words, which nothing blurs.
+        if self.options.overfit:
+            self.model.sampling = self.network.decoder.smoothing = 0.0
 
     def finish(self, seconds: float) -> None:
         """See `TrainCLI.finish`."""

@@ -61,7 +61,11 @@ class Training(LightningModule):
         if data is not None:
             self.network.resize, self._seed = tuple(data.resize), data.seed
 
-    def training_step(self, batch: Batch, index: int) -> Tensor:
+    def judged(self, losses: dict[str, Tensor]) -> Tensor:
+        """By which number it is seen whether a model learns at all: the sum, where no part of it means something else."""
+        return torch.stack(list(losses.values())).sum()
+
+    def training_step(self, batch: Batch, index: int) -> dict[str, Tensor]:
         # A step's randomness follows from the epoch and its pictures alone, so a resumed run repeats an uninterrupted one.
         torch.manual_seed(zlib.crc32(repr((self._seed, self.current_epoch, batch.infos[0].id)).encode()))
         losses, _ = self.losses_of(batch)
@@ -71,7 +75,7 @@ class Training(LightningModule):
         self.log_dict(named, on_step=False, on_epoch=True, batch_size=len(batch), sync_dist=True)
         self.log("loss", loss.detach(), prog_bar=True, logger=False, batch_size=len(batch))
         self._watch(loss.detach(), batch)
-        return loss
+        return {"loss": loss, "judged": self.judged(losses).detach()}
 
     def validated(self, batch: Batch) -> Any:
         """Notes the losses on a batch of validation; returns the network's outputs."""

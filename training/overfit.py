@@ -92,7 +92,7 @@ class OverfitOneBatch(Callback):
         self.verdict = Verdict([], steps)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self.verdict.losses.append(float(outputs["loss"]))  # a stall on a GPU, in a run of a few steps
+        self.verdict.losses.append(float(outputs["judged"]))  # a stall on a GPU, in a run of a few steps
         if len(self.verdict.losses) >= RECENT:
             trainer.should_stop = self.verdict.learnt
 

@@ -128,7 +128,7 @@ class _RisingRate(Callback):
             group["lr"] = self.rate * group["initial_lr"] / groups[-1]["initial_lr"]
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *_: Any) -> None:
-        self._accumulated.append(float(torch.as_tensor(outputs["loss"])))
+        self._accumulated.append(float(torch.as_tensor(outputs.get("judged", outputs["loss"]))))
         if trainer.global_step == len(self.curve.rates):  # Lightning still gathers gradients
             return
         self.curve.rates.append(self.rate)

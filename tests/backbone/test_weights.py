@@ -144,6 +144,7 @@ def _without_index(key: str) -> str:
 
 WITHIN = {
     "a training checkpoint": ("detector.backbone.", {"detector.rpn.w": torch.ones(1), "ema": torch.ones(2)}),
+    "a captioner's checkpoint": ("captioner.backbone.", {"captioner.decoder.w": torch.ones(1)}),
     "a model with a pyramid": ("backbone.body.", {"roi_heads.w": torch.ones(1)}),
     "the model alone": ("", {}),
 }

@@ -157,10 +157,12 @@ def test_losses_by_hand(drawn_only, monkeypatch):
     losses = model.losses(looked_at, tokens)
     logs, weights = unrolled.logits.log_softmax(-1), unrolled.attention
     said = [logs[0, 0, 0, 4] + logs[0, 0, 1, 5], logs[0, 1, 0, 6]]
-    path = [weights[0, 0, 0, 1].log() + weights[0, 0, 1, 2].log(), weights[0, 1, 0, 1].log()]
+    first, second, only = weights[0, 0, 0, 1].log(), weights[0, 0, 1, 2].log(), weights[0, 1, 0, 1].log()
+    later = logs[0, 0, 1, 5] + 2  # what the second look can be praised for; the first can be for both words
+    praised = (said[0] + 4) * first + later * second + (said[1] + 2) * only
     looks = torch.stack([weights[0, 0, 0], weights[0, 0, 1], weights[0, 1, 0]])
     torch.testing.assert_close(losses["loss_words"], -(said[0] + said[1]) / 3)
-    torch.testing.assert_close(losses["loss_reinforce"], -((said[0] + 2) * path[0] + (said[1] + 2) * path[1]) / 3)
+    torch.testing.assert_close(losses["loss_reinforce"], -praised / 3)
     torch.testing.assert_close(losses["loss_entropy"], hard_attention.ENTROPY * (looks * looks.log()).sum() / 3)
 
 
@@ -184,7 +186,7 @@ def test_the_baseline_follows_in_training_only():
     model, looked_at = hard_decoder(), pictures()
     tokens = torch.tensor([[[4, 5], [6, PAD], [PAD, PAD]]])
     model.attention.baseline.fill_(-1.0)
-    said = -model.losses(looked_at, tokens)["loss_words"].item() * 3 / 2  # three words, two sentences
+    said = -model.losses(looked_at, tokens)["loss_words"].item()  # of the mean word
     assert model.attention.baseline.item() == pytest.approx(0.9 * -1.0 + 0.1 * said, abs=1e-5)
     assert "attention.baseline" in model.state_dict()
     before = model.attention.baseline.clone()

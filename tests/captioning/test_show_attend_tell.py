@@ -239,3 +239,19 @@ def test_it_learns_which_picture_is_which(name):
     words = model.decoder.unroll(shifted(tokens), model.decoder.prepare(looked_at)).logits.argmax(-1)
     assert words.tolist() == tokens.tolist()
     assert model.decoder.losses(looked_at, tokens)["loss_words"] < math.log(2) / 4
+
+
+def test_places_tell_cells_apart():
+    """Cells that look alike are told apart by where they lie; padding stays 0, and what lies there is nowhere to be seen."""
+    valid = torch.tensor([[[True, True, True], [True, True, False]]])
+    maps = torch.ones(1, D, 2, 3)
+    plain, placed = (AnnotationVectors(D, places=places)(Annotations(maps, valid)) for places in (False, True))
+    assert plain.shape[-1] + 32 == placed.shape[-1] == AnnotationVectors(D, places=True).channels
+    torch.testing.assert_close(placed[..., :D], plain)
+    assert len(plain[0, :5].unique(dim=0)) == 1
+    assert len(placed[0, :5].unique(dim=0)) == 5
+    assert not placed[0, 5].any()
+    # Half of the channels tell the row, half the column: the same in every row.
+    row, column = placed[0, :, D : D + 16], placed[0, :, D + 16 :]
+    torch.testing.assert_close(row[0], row[2])
+    torch.testing.assert_close(column[0], column[3])

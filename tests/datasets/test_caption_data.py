@@ -98,6 +98,7 @@ def test_packed_is_what_a_loop_makes(seed):
 def test_a_long_sentence_is_cut_and_does_not_end_there():
     dataset = dataset_of([["abcde", "abcd", "abc"]], longest=4)
     assert sentences_of(dataset) == [["abcd", "abcd|", "abc|"]]
+    assert dataset.__getitems__([Key(0, 0, (32, 32))]).captions.tokens.shape == (1, 3, 5)  # no decoder need say more
     assert dataset.tokens.cut == 1
 
 

@@ -10,6 +10,7 @@ from PIL import Image
 
 from sightline.datasets.caption_coco import read_coco_captions
 from sightline.datasets.caption_files import is_captioned, read_captioned
+from sightline.datasets.readers import find
 from sightline.datasets.table import DataError
 
 
@@ -477,3 +478,17 @@ def test_real_coco(real_data):
     tables = read_captioned(real_data("coco"))
     assert (len(tables["val"]), sum(map(len, tables["val"].captions))) == (128, 640)
     assert tables["val"].captions[0][0] == "A woman stands in the dining area at the table."
+
+
+def test_where_sentences_and_boxes_are_mixed_up(tmp_path):
+    """Who gives the data of the one to a reader of the other is told so."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (tmp_path / "captions.csv").write_text("image,caption\na.png,a dog runs on grass\n", encoding="utf-8")
+    with pytest.raises(DataError, match="pictures with sentences, from which captioners learn"):
+        find(tmp_path / "captions.csv")
+    boxes = tmp_path / "boxes"
+    (boxes / "images").mkdir(parents=True)
+    (boxes / "labels").mkdir()
+    (boxes / "classes.txt").write_text("dog\n", encoding="utf-8")
+    with pytest.raises(DataError, match="from which detectors and classifiers learn"):
+        read_captioned(boxes)

@@ -207,6 +207,14 @@ def test_a_band_of_so_many_lines_is_always_as_high(width):
     assert len(shapes) == 1
 
 
+def test_a_narrow_picture_leaves_its_sentence_room():
+    image = grey(50, 1)
+    sheet = with_band(image, [Note("a dog on the grass")])
+    assert np.array_equal(sheet[:50, :1], image)
+    assert (sheet[:50, 1:] == 255).all()
+    assert len(sheet) - 50 == len(with_band(grey(50, 156), [Note("a dog on the grass")])) - 50 < 50
+
+
 def test_letters_grow_with_the_picture():
     small, large = (with_band(grey(100, width), [Note("dog")]).shape[0] - 100 for width in (800, 2400))
     assert large == pytest.approx(3 * small, rel=0.1)

@@ -37,6 +37,20 @@ def picture(tmp_path):
     return str(tmp_path / "shape.png")
 
 
+def test_captioned_pictures(tmp_path, picture, capsys):
+    (tmp_path / "captions.csv").write_text(
+        'image,caption\nshape.png,"a ring, a star"\nshape.png,a ring\n', encoding="utf-8"
+    )
+    assert main(["inspect", str(tmp_path / "captions.csv"), "--png", str(tmp_path / "sheet.png")]) == 0
+    output = capsys.readouterr().out
+    assert "train: 1 images, 2 sentences" in output
+    assert "different words     3; 2 2 times or more" in output
+    assert "a (3), ring (2), star (1)" in output
+    assert np.asarray(Image.open(tmp_path / "sheet.png")).min() < 60
+    assert main(["inspect", str(tmp_path / "captions.csv"), "--split", "tran"]) == 2
+    assert "did you mean 'train'?" in capsys.readouterr().err
+
+
 # -- Models --
 
 

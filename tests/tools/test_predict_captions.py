@@ -201,9 +201,9 @@ def test_chance_gives_other_sentences(models, folder, tmp_path):
     ("options", "expected"),
     [
         ([], Greedy(7)),
-        (["--beam", "3"], Beam(3)),
-        (["--count", "8"], Beam(8, count=8)),
-        (["--beam", "9", "--count", "2"], Beam(9, count=2)),
+        (["--beam", "3"], Beam(3, most=7)),
+        (["--count", "8"], Beam(8, most=7, count=8)),
+        (["--beam", "9", "--count", "2"], Beam(9, most=7, count=2)),
     ],
     ids=str,
 )

@@ -332,7 +332,9 @@ def test_every_recipe_is_listed_and_parses(capsys):
             train(name, "--print_config")
         assert end.value.code == 0
         config = yaml.safe_load(capsys.readouterr().out)
-        assert config["model"]["detector"]["class_path"].startswith("sightline.detectors.")
+        (network,) = config["model"].keys() & {"detector", "captioner"}
+        room = {"detector": "detectors", "captioner": "captioning"}[network]
+        assert config["model"][network]["class_path"].startswith(f"sightline.{room}.")
 
 
 def test_help_is_short(capsys):
