@@ -53,7 +53,8 @@ def load_with(
         )
     if architecture["name"] not in builders:
         raise WeightsError(
-            f"{path} holds a {architecture['name']!r}, which is not known here (known are {', '.join(builders)})"
+            f"{path} holds a {architecture['name']!r}, which is not known here (known are {', '.join(builders)}); "
+            "detectors and captioners have each a load of their own, sightline.detectors.load and sightline.captioning.load"
         )
     arguments = dict(architecture["arguments"])
     arguments |= dict.fromkeys({"weights", "backbone_weights"} & arguments.keys())

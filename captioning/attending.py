@@ -9,17 +9,26 @@ G gates of the cell, L cells of the map, C channels of annotation vectors, A wid
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .attention import Attention, Memory
-from .decoder import PAD, Annotations, Decoder, Step, Unrolled, shifted, stacked, word_loss
+from .decoder import PAD, Annotations, Decoder, Step, Unrolled, mean_word, shifted, stacked, word_losses
 from .recurrent import Cell, State
 
 COVERAGE = 1.0  # lambda, the weight of `loss_attention`
 TAU = 1.0  # what the weights of a cell are to sum to over a sentence
+
+
+class Walk(NamedTuple):
+    """What became of known sentences."""
+
+    seen: tuple[Tensor, Tensor, Tensor] | None  # what `say` takes, each (B, S, T, ...); None where logits are there
+    weights: Tensor  # (B, S, T, L)
+    states: list[Any]  # after each word
+    logits: Tensor | None  # (B, S, T, V), where guesses were made by them on the way
 
 
 class Attending(Decoder):
@@ -79,13 +88,15 @@ class Attending(Decoder):
 
     def unroll(self, words: Tensor, memory: Memory) -> Unrolled:
         """See `Decoder.unroll`."""
-        return self.walk(words, memory)[0]
+        walk = self.walk(words, memory)
+        return Unrolled(self.say(*walk.seen) if walk.logits is None else walk.logits, walk.weights)
 
-    def walk(self, words: Tensor, memory: Memory) -> tuple[Unrolled, list[Any]]:
-        """`unroll`, and the state after each word; all but looking and the recurrence is done for all words at once."""
+    def walk(self, words: Tensor, memory: Memory) -> Walk:
+        """Takes in all words; all but looking and the recurrence is done for all of them at once."""
         if self.guessing:
             steps = self.steps(words, memory)
-            return stacked(steps), [step.state for step in steps]
+            unrolled = stacked(steps)
+            return Walk(None, unrolled.attention, [step.state for step in steps], unrolled.logits)
         embedded = self.dropout(self.words(words))
         state, walked = self.begin(memory, words.shape[1]), []
         for t, inputs in enumerate(self.from_words(embedded).unbind(2)):
@@ -93,8 +104,7 @@ class Attending(Decoder):
             state = walked[-1][0]
         states, contexts, weights = zip(*walked, strict=True)
         hidden = torch.stack([state.hidden for state in states], 2)
-        logits = self.say(embedded, hidden, torch.stack(contexts, 2))
-        return Unrolled(logits, torch.stack(weights, 2)), list(states)
+        return Walk((embedded, hidden, torch.stack(contexts, 2)), torch.stack(weights, 2), list(states), None)
 
     def advance(self, inputs: Tensor, state: Any, memory: Memory) -> tuple[Any, Tensor, Tensor]:
         """One look and one word: the state after it, what was seen (B, S, C) and where (B, S, L).
@@ -119,11 +129,24 @@ class Attending(Decoder):
 
     def losses(self, annotations: Annotations, tokens: Tensor) -> dict[str, Tensor]:
         """`loss_words`, the mean cross-entropy of a word, and `loss_attention`, see `coverage_loss`."""
-        logits, weights = self.unroll(shifted(tokens), self.prepare(annotations))
+        walk = self.walk(shifted(tokens), self.prepare(annotations))
         return {
-            "loss_words": word_loss(logits, tokens, self.smoothing),
-            "loss_attention": COVERAGE * coverage_loss(weights, tokens, annotations.valid),
+            "loss_words": mean_word(self.word_losses(walk, tokens), tokens),
+            "loss_attention": COVERAGE * coverage_loss(walk.weights, tokens, annotations.valid),
         }
+
+    def word_losses(self, walk: Walk, tokens: Tensor) -> Tensor:
+        """(B, S, T) cross-entropy of every word, 0 of padding.
+
+        On a CPU nothing is said where there is padding: there it costs time, often half of all, and to look for it costs none.
+        """
+        if walk.logits is not None:
+            return word_losses(walk.logits, tokens, self.smoothing)
+        if tokens.device.type != "cpu":
+            return word_losses(self.say(*walk.seen), tokens, self.smoothing)
+        there = tokens != PAD
+        each = word_losses(self.say(*(part[there] for part in walk.seen)), tokens[there], self.smoothing)
+        return each.new_zeros(tokens.shape).masked_scatter(there, each)
 
 
 def coverage_loss(weights: Tensor, tokens: Tensor, valid: Tensor) -> Tensor:

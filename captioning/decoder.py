@@ -143,10 +143,20 @@ def shifted(tokens: Tensor) -> Tensor:
 
 def word_loss(logits: Tensor, tokens: Tensor, smoothing: float = 0.0) -> Tensor:
     """Mean cross-entropy over the words that are no padding: logits (B, S, T, V) against tokens (B, S, T); 0 of none."""
-    total = F.cross_entropy(
-        logits.flatten(0, 2).float(), tokens.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="sum"
+    return mean_word(word_losses(logits, tokens, smoothing), tokens)
+
+
+def word_losses(logits: Tensor, tokens: Tensor, smoothing: float = 0.0) -> Tensor:
+    """(...) cross-entropy of every word, 0 of padding: logits (..., V) against tokens (...)."""
+    each = F.cross_entropy(
+        logits.flatten(0, -2).float(), tokens.flatten(), ignore_index=PAD, label_smoothing=smoothing, reduction="none"
     )
-    return total / (tokens != PAD).sum().clamp(min=1)
+    return each.view_as(tokens)
+
+
+def mean_word(values: Tensor, tokens: Tensor) -> Tensor:
+    """The mean over words of values (B, S, T) that are 0 where tokens (B, S, T) are padding; 0 of none."""
+    return values.sum() / (tokens != PAD).sum().clamp(min=1)
 
 
 def detached(state: Any) -> Any:

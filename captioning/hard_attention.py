@@ -26,12 +26,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .attending import Attending
 from .attention import AnnotationVectors, Memory, SoftAttention
-from .decoder import PAD, Annotations, drawn, shifted
+from .decoder import PAD, Annotations, drawn, mean_word, shifted
 
 EXPECTED = 0.5  # the chance that a sentence is given expected vectors in place of drawn ones
 DECAY = 0.9  # of the baseline, at every batch
@@ -78,32 +77,20 @@ class HardAttending(Attending):
             `loss_words`, -log p(y | s); `loss_reinforce`, the sum of -A_t log p(s_t), the first factors held fixed: its value
             says nothing, its gradient does, and it is 0 in evaluation; and `loss_entropy`, minus the weights' entropy.
         """
-        (logits, weights), states = self.walk(shifted(tokens), self.prepare(annotations))
+        walk = self.walk(shifted(tokens), self.prepare(annotations))
         words = tokens != PAD
-        said = self._log_likelihood(logits, tokens)
-        path = torch.stack([state.score for state in states], 2) * words
+        said = -self.word_losses(walk, tokens)  # log p(y_t | s)
+        path = torch.stack([state.score for state in walk.states], 2) * words
         better = (said.detach() - self.attention.baseline) * words
         advantages = better.flip(-1).cumsum(-1).flip(-1)
         if self.training:
             self.attention.follow(said.detach(), words)
-        entropy = torch.special.entr(weights.clamp(min=1e-20)).sum(-1)  # at 0 it has no gradient
-        count = words.sum().clamp(min=1)
+        entropy = torch.special.entr(walk.weights.clamp(min=1e-20)).sum(-1)  # at 0 it has no gradient
         return {
-            "loss_words": -said.sum() / count,
-            "loss_reinforce": -REINFORCE * (advantages * path).sum() / count,
-            "loss_entropy": -ENTROPY * (entropy * words).sum() / count,
+            "loss_words": mean_word(-said, tokens),
+            "loss_reinforce": -REINFORCE * mean_word(advantages * path, tokens),
+            "loss_entropy": -ENTROPY * mean_word(entropy * words, tokens),
         }
-
-    def _log_likelihood(self, logits: Tensor, tokens: Tensor) -> Tensor:
-        """(B, S, T), log p of each word, 0 of padding: minus what `word_loss` takes the mean of."""
-        each = F.cross_entropy(
-            logits.flatten(0, 2).float(),
-            tokens.flatten(),
-            ignore_index=PAD,
-            label_smoothing=self.smoothing,
-            reduction="none",
-        )
-        return -each.view_as(tokens)
 
 
 class HardAttention(SoftAttention):

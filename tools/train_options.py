@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any, Literal, get_args
 
@@ -11,8 +13,10 @@ from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
+from sightline.backbone.model import Model
+from sightline.captioning import CAPTIONERS
 from sightline.datasets.table import DataError, nearest
-from sightline.detectors import Detector
+from sightline.detectors import DETECTORS, Detector
 from sightline.detectors.rcnn import RegionHead
 from sightline.training import overfit, rate_finder
 
@@ -127,13 +131,24 @@ class Parser(LightningArgumentParser):
         raise DataError(self._field_refused(text) or message.strip())
 
     def _field_refused(self, text: str) -> str | None:
-        """One line in place of jsonargparse's eight where an option made of several, or none, has no such part."""
+        """One line in place of jsonargparse's several where what is made of parts has no such part."""
         key, part = re.search(r'Parser key "([\w.]+)"', text), re.search(r"Option '(\w+)' is not accepted", text)
         action = key and next((action for action in self._actions if action.dest == key[1]), None)
         parts = inits_of(getattr(action, "_typehint", None))
+        if key and part and key[1] in BUILT:
+            return f"--{key[1]} is built with no {part[1]!r}{nearest(part[1], _builder_arguments(BUILT[key[1]]))}"
         if not (part and parts):
             return None
         return f"--{key[1]} has no {part[1]!r}{nearest(part[1], parts)}; it has {', '.join(parts)}"
+
+
+# The options whose value is made by a function, and those functions by name.
+BUILT = {"model.detector": DETECTORS, "model.captioner": CAPTIONERS}
+
+
+def _builder_arguments(builders: Mapping[str, Callable[..., Model]]) -> set[str]:
+    """What any of the builders takes."""
+    return {name for builder in builders.values() for name in inspect.signature(builder).parameters}
 
 
 def inits_of(hint: Any) -> list[str]:
