@@ -18,7 +18,6 @@ from .attention import Attention, Memory
 from .decoder import PAD, Annotations, Decoder, Step, Unrolled, mean_word, shifted, stacked, word_losses
 from .recurrent import Cell, State
 
-COVERAGE = 1.0  # lambda, the weight of `loss_attention`
 TAU = 1.0  # what the weights of a cell are to sum to over a sentence
 
 
@@ -41,6 +40,7 @@ class Attending(Decoder):
         width: H.
         embedding: E.
         dropout: of embeddings, and before the last layer.
+        coverage: weight of `loss_attention`, the paper's lambda.
         truncate, smoothing: see `Decoder`.
     """
 
@@ -53,10 +53,14 @@ class Attending(Decoder):
         width: int = 512,
         embedding: int = 512,
         dropout: float = 0.5,
+        coverage: float = 1.0,
         truncate: int | None = None,
         smoothing: float = 0.0,
     ) -> None:
         super().__init__(num_words, truncate=truncate, smoothing=smoothing)
+        if coverage < 0:
+            raise ValueError(f"coverage must be 0 or more, got {coverage}")
+        self.coverage = coverage
         self.attention, self.cell = attention, cell
         gates, channels = cell.gates * width, attention.channels
         self.parts = (gates, attention.width, 1)  # what is read from the hidden state: recurrence, query, beta
@@ -132,7 +136,7 @@ class Attending(Decoder):
         walk = self.walk(shifted(tokens), self.prepare(annotations))
         return {
             "loss_words": mean_word(self.word_losses(walk, tokens), tokens),
-            "loss_attention": COVERAGE * coverage_loss(walk.weights, tokens, annotations.valid),
+            "loss_attention": self.coverage * coverage_loss(walk.weights, tokens, annotations.valid),
         }
 
     def word_losses(self, walk: Walk, tokens: Tensor) -> Tensor:

@@ -33,6 +33,7 @@ def show_attend_tell(
     channels: int | None = None,
     places: bool = False,
     dropout: float = 0.5,
+    coverage: float = 1.0,
     truncate: int | None = None,
     smoothing: float = 0.0,
     layer: int = -1,
@@ -56,6 +57,8 @@ def show_attend_tell(
             times quicker with 512.
         places: tell the decoder where each cell lies; see `AnnotationVectors`.
         dropout: of words and before the last layer, in training.
+        coverage: weight of the loss that asks a sentence to look at all cells alike (the paper's lambda). It spreads attention
+            out: 0 where words belong to single things. Hard attention has no such loss.
         truncate, smoothing: see `Decoder`.
         layer: which of the backbone's maps is looked at, -1 for the coarsest.
         norm: "frozen", "batch", "sync" or "group", of the backbone.
@@ -80,6 +83,7 @@ def show_attend_tell(
         width=width,
         embedding=embedding,
         dropout=dropout,
+        coverage=coverage,
         truncate=truncate,
         smoothing=smoothing,
     )
