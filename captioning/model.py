@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..backbone.model import Model
+from ..backbone.model import Model, evaluating
 from ..backbone.protocol import Backbone, check_backbone
 from ..datasets.structures import Captions
 from .decoder import Annotations, Decoder
@@ -41,6 +41,7 @@ class Captioner(Model):
         super().__init__(mean=backbone.mean, std=backbone.std)
         map_channels(backbone, layer)
         self.backbone, self.decoder, self.layer = backbone, decoder, layer
+        _freeze_behind(backbone, layer)
         self.vocabulary = Vocabulary.numbers(decoder.num_words)
         self.resize = (224, 224, True)
         self.search: Beam | Greedy | Sampling = Beam()
@@ -110,3 +111,14 @@ def map_channels(backbone: Backbone, layer: int) -> int:
 def of_words(decoder: Decoder) -> tuple[str, ...]:
     """What begins the names, in a captioner, of weights with a row for each word: with other words they start anew."""
     return tuple(f"decoder.{name}" for name in decoder.of_words)
+
+
+def _freeze_behind(backbone: Backbone, layer: int) -> None:
+    """Parameters that only maps behind the one looked at depend on are not trained: several processes would wait for them."""
+    trained = [parameter for parameter in backbone.parameters() if parameter.requires_grad]
+    if not trained or layer in (-1, len(backbone.channels) - 1):
+        return
+    with evaluating(backbone), torch.enable_grad():
+        seen = backbone(torch.zeros(1, 3, 64, 64, device=trained[0].device))[layer]
+    for parameter, slope in zip(trained, torch.autograd.grad(seen.sum(), trained, allow_unused=True), strict=True):
+        parameter.requires_grad_(slope is not None)

@@ -255,3 +255,13 @@ def test_places_tell_cells_apart():
     row, column = placed[0, :, D : D + 16], placed[0, :, D + 16 :]
     torch.testing.assert_close(row[0], row[2])
     torch.testing.assert_close(column[0], column[3])
+
+
+def test_what_lies_behind_the_map_is_not_trained():
+    """Otherwise a run in several processes waits for gradients that never come."""
+    model = show_attend_tell("resnet10_narrow", V, layer=2, norm="batch", trainable_stages=None)
+    trained = {name.split(".")[0] for name, value in model.backbone.named_parameters() if value.requires_grad}
+    assert trained == {"conv1", "bn1", "layer1", "layer2", "layer3"}
+    assert model.backbone.training
+    last = show_attend_tell("resnet10_narrow", V, norm="batch", trainable_stages=None)
+    assert all(value.requires_grad for value in last.backbone.parameters())
