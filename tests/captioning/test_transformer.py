@@ -5,9 +5,10 @@ import torch
 
 from sightline.captioning import CAPTIONERS
 from sightline.captioning.decoder import END, PAD, START, UNKNOWN, Annotations, Decoder, shifted
+from sightline.captioning.positions import grid_positions
 from sightline.captioning.search import Beam, Greedy, Sampling
 from sightline.captioning.transformer import TransformerDecoder, transformer_captioner
-from sightline.captioning.transformer_layer import Cells, Layer, grid_positions
+from sightline.captioning.transformer_layer import Cells, Layer
 
 B, S, T, V, D = 2, 3, 6, 11, 5
 SMALL = {"width": 16, "heads": 4, "layers": 2, "feedforward": 24, "most_words": 9}

@@ -99,7 +99,7 @@ MISTAKES = {
     "limits": (["--max-dets", "10"], "leave out --max-dets"),
     "several models": (["--ensemble", "CHECKPOINT", "--flip"], "leave out --ensemble, --flip"),
     "a part of results": (["--partial"], "leave out --partial"),
-    "no such part": (["--split", "tests"], "has no part 'tests'; did you mean 'test'?; there are train, val, test"),
+    "no such part": (["--split", "tests"], "has no part 'tests'; there are train, val, test; did you mean 'test'?"),
     "no such data": (["--data", "nowhere"], "nowhere: no such file or folder"),
 }
 

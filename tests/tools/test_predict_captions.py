@@ -79,7 +79,8 @@ def test_sentences_stand_under_pictures_and_in_the_files(models, folder, tmp_pat
     assert all(path.read_bytes() == content for path, content in before.items())
     assert sorted(path.name for path in out.iterdir()) == ["x.png", "y.jpg"]
     drawn, source = read_image(out / "x.png"), read_image(folder / "x.png")
-    assert np.array_equal(drawn[:80], source)
+    assert np.array_equal(drawn[:80, : source.shape[1]], source)
+    assert (drawn[:80, source.shape[1] :] == 255).all()  # so small a picture is narrower than words
     assert drawn.shape[0] > 100
     assert drawn[80:].max() == 255
     assert drawn[80:].min() < 100
@@ -125,8 +126,9 @@ def test_video_keeps_its_speed_and_one_size(models, folder, tmp_path):
     written = list(frames(out / "clip.mp4"))
     assert len(written) == 4
     assert written[0].fps == pytest.approx(10 / 3, rel=1e-3)
-    assert {frame.image.shape[1] for frame in written} == {96}
+    assert len({frame.image.shape for frame in written}) == 1
     assert written[0].image.shape[0] > 80
+    assert written[0].image.shape[1] >= 96
     for frame, value in zip(written, range(0, 240, 60), strict=True):
         assert abs(int(frame.image[32, 48, 0]) - value) < 8
         assert frame.image[66:].max() > 230
