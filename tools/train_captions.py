@@ -82,8 +82,8 @@ class CaptionCLI(TrainCLI):
             return
         model = load(folder.best, device=self.device)
         model.search = self.network.search
-        table = data.tables["val"]
-        scored = score_captions(model, table, batch_size=data.batch_size, num_workers=data.num_workers)
+        table, maps = data.tables["val"], None if data.maps is None else data.maps["val"]
+        scored = score_captions(model, table, maps=maps, batch_size=data.batch_size, num_workers=data.num_workers)
         details = {"data": data.path, "checkpoint": str(folder.best), "training": f"{seconds:.0f} s"}
         folder.finish(scored, table, details, {"train_seconds": round(seconds, 1)})
         print(f"\n{scored.result.table()}\n\ntrained in {seconds:.0f} s; see {folder.path / 'report.html'}")
