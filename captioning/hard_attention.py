@@ -6,8 +6,8 @@ paths cannot be computed, but its gradient can be estimated from one of them (RE
     d E[-log p(y | s)] = E[ -d log p(y | s)  -  sum over t of A_t d log p(s_t) ],     A_t = sum from t on of (log p(y_t | s) - b)
 
 for any b that does not depend on s. Deviation: the paper weighs all cells of a path by log p(y | s) - b of the whole sentence.
-That is right on the mean, too, but what was said before a look, and how long a sentence is, tell nothing of the look: on
-Flickr8k a decoder hardly learnt from so much noise.
+That is right on the mean, too, but what was said before a look, and how long a sentence is, tell nothing of the look: they
+only add noise.
 
 The first part of the gradient is that of `loss_words`, the second that of `loss_reinforce`; both are divided by the words of
 the batch, so that their sum has the gradient of the expected mean loss of a word. `loss_entropy` keeps the weights from

@@ -119,6 +119,7 @@ def _freeze_behind(backbone: Backbone, layer: int) -> None:
     if not trained or layer in (-1, len(backbone.channels) - 1):
         return
     with evaluating(backbone), torch.enable_grad():
-        seen = backbone(torch.zeros(1, 3, 64, 64, device=trained[0].device))[layer]
-    for parameter, slope in zip(trained, torch.autograd.grad(seen.sum(), trained, allow_unused=True), strict=True):
+        seen = backbone(torch.zeros(1, 3, 64, 64, device=trained[0].device))[layer].sum()
+    slopes = torch.autograd.grad(seen, trained, allow_unused=True) if seen.requires_grad else [None] * len(trained)
+    for parameter, slope in zip(trained, slopes, strict=True):
         parameter.requires_grad_(slope is not None)

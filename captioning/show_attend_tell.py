@@ -53,8 +53,8 @@ def show_attend_tell(
         width: of the recurrent state.
         embedding: width of a word.
         attention_width: of the hidden layer that says where to look.
-        channels: of annotation vectors; None for the map's, as in the paper. A wide map, of 1280 channels say, is several
-            times quicker with 512.
+        channels: of annotation vectors; None for the map's, as in the paper. A wide map, of 1280 channels say, is
+            quicker with 512.
         places: tell the decoder where each cell lies; see `AnnotationVectors`.
         dropout: of words and before the last layer, in training.
         coverage: weight of the loss that asks a sentence to look at all cells alike (the paper's lambda). It spreads attention

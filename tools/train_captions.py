@@ -35,6 +35,10 @@ class CaptionCLI(TrainCLI):
         for name in ("machines", "linear", "statistics"):
             if getattr(options, name):
                 raise DataError(f"--run.{name} is for detectors and classifiers, not for a captioner: leave it out")
+        if options.overfit and self.model.self_critical:
+            raise DataError(
+                "--run.overfit watches the loss of true words, and --model.self_critical true has none: leave out one"
+            )
         most, longest = captioner.decoder.most_words, self.datamodule.longest
         if most is not None and longest + 1 > most:
             raise DataError(

@@ -217,7 +217,7 @@ class TrainCLI(LightningCLI):
         for split in (
             "train",
             "val",
-        ):  # what is wrong with a file beside the data is to be known now, not after some epochs
+        ):  # what is wrong with a file beside the data is to be known before the first epoch
             self.datamodule.proposed(split)
         self._keep_options()
 

@@ -72,7 +72,7 @@ class RunFolder:
             details: what the report says of the run.
             extra: more numbers for results.json, such as the seconds of training.
         """
-        self.results.write_text(json.dumps(dict(extra) | scored.to_dict(), indent=2) + "\n")
+        self.results.write_text(json.dumps(scored.to_dict() | dict(extra), indent=2) + "\n")
         inputs = ReportInputs(
             title=f"Run {self.path}",
             details=details,

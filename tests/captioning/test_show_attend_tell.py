@@ -263,5 +263,7 @@ def test_what_lies_behind_the_map_is_not_trained():
     trained = {name.split(".")[0] for name, value in model.backbone.named_parameters() if value.requires_grad}
     assert trained == {"conv1", "bn1", "layer1", "layer2", "layer3"}
     assert model.backbone.training
+    none = show_attend_tell("resnet10_narrow", V, layer=2, norm="batch", trainable_stages=1)  # the stage behind alone
+    assert not any(value.requires_grad for value in none.backbone.parameters())
     last = show_attend_tell("resnet10_narrow", V, norm="batch", trainable_stages=None)
     assert all(value.requires_grad for value in last.backbone.parameters())

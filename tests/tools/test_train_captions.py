@@ -159,6 +159,7 @@ def test_other_words_are_refused(unscored, capsys):
         (["--alternating"], "makes a captioner: leave --alternating out"),
         ([*KEPT, "--run.unfreeze", "plateau"], "keeps what a frozen backbone makes"),
         (["--run.machines", "true"], "--run.machines is for detectors"),
+        (["--run.overfit", "true", "--model.self_critical", "true"], "--run.overfit watches the loss of true words"),
         (["--data.min_count", "9999"], "set --data.min_count"),
         (["--model.sampling", "1.5"], "sampling must be from 0 to 1"),
     ],
