@@ -13,7 +13,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from .batching import frame_multiple, frame_sizes
 from .detection import DetectionDataset, Loader, loader_for
-from .shapes import shapes_table
+from .shapes import MAX_OBJECTS, shapes_table
 from .table import DataError, Table
 from .transforms import Resize, resize_shape
 
@@ -26,16 +26,19 @@ class Shapes:
         train_images: pictures to train on.
         val_images: pictures to validate on; as many others to test on.
         size: their height and width in pixels.
+        objects: the most that a picture shows, 1 to 5.
     """
 
     train_images: int = 2000
     val_images: int = 200
     size: int = 128
+    objects: int = MAX_OBJECTS
 
     def tables(self, *, seed: int, masks: bool = False) -> dict[str, Table]:
         """Their annotations by split, with the objects' outlines if asked for."""
         counts = {"train": self.train_images, "val": self.val_images, "test": self.val_images}
-        return {split: shapes_table(split, n, size=self.size, seed=seed, masks=masks) for split, n in counts.items()}
+        options = {"size": self.size, "seed": seed, "masks": masks, "most": self.objects}
+        return {split: shapes_table(split, number, **options) for split, number in counts.items()}
 
 
 class PictureData(LightningDataModule):

@@ -10,9 +10,9 @@ Letters: N objects, H, W pixels of the picture, h, w pixels of an object's patch
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
-from itertools import pairwise
 
 import cv2
 import numpy as np
@@ -69,23 +69,29 @@ def read_shapes(path: str) -> np.ndarray:
     return _paint(rng, _place(rng, size)[0], size)
 
 
-def shapes_table(split: str, count: int, size: int, seed: int = 0, *, masks: bool = False) -> Table:
+def shapes_table(
+    split: str, count: int, size: int, seed: int = 0, *, masks: bool = False, most: int = MAX_OBJECTS
+) -> Table:
     """The annotations of `count` pictures of `size` pixels; splits and seeds share no picture.
 
     Nothing is painted here: the paths are read by `read_shapes` when a loader asks for them. With `masks` there are
-    segmentations, as run lengths.
+    segmentations, as run lengths. With `most` below 5, pictures of more objects are passed over.
 
     Raises:
-        DataError: no such split.
+        DataError: no such split, or no such number of objects.
     """
     if split not in SPLITS:
         raise DataError(f"the built-in shapes have the splits {', '.join(SPLITS)}; got {split!r}")
+    if not 1 <= most <= MAX_OBJECTS:
+        raise DataError(f"the built-in pictures have 1 to {MAX_OBJECTS} objects; at most {most} cannot be asked for")
     series = len(SPLITS) * seed + SPLITS.index(split)
-    scenes = [_place(_generator(series, index), size) for index in range(count)]
+    drawn = ((index, _place(_generator(series, index), size)) for index in itertools.count())
+    chosen = list(itertools.islice((one for one in drawn if len(one[1][0]) <= most), count))
+    scenes = [scene for _, scene in chosen]
     labels = [thing.label for objects, _ in scenes for thing in objects]
     return Table(
         categories=list(CATEGORIES),
-        paths=[f"shapes:{series}/{size}/{index}" for index in range(count)],
+        paths=[f"shapes:{series}/{size}/{index}" for index, _ in chosen],
         image_ids=np.arange(1, count + 1),
         sizes=np.full((count, 2), size, np.int64),
         image=np.repeat(np.arange(count), [len(objects) for objects, _ in scenes]),
@@ -257,7 +263,7 @@ def _sentence(objects: list[_Object]) -> str:
     """All objects from left to right, each seen from the next: "a large red star above a small white ring"."""
     objects = sorted(objects, key=lambda thing: thing.centre[0])
     words = [f"a {thing.extent} {thing.colour} {CATEGORIES[thing.label]}" for thing in objects]
-    for k, (one, other) in enumerate(pairwise(objects)):
+    for k, (one, other) in enumerate(itertools.pairwise(objects)):
         words[k] += f" {_relation(one, other)}"
     return " ".join(words)
 

@@ -122,3 +122,19 @@ def test_bad_paths_are_named(path):
 def test_bad_split():
     with pytest.raises(DataError, match="validation"):
         shapes_table("validation", 1, 32)
+
+
+def test_pictures_of_few_objects_are_those_of_the_series_that_have_so_few():
+    every, few = shapes_table("val", 60, 96), shapes_table("val", 20, 96, most=2)
+    counts = np.bincount(every.image, minlength=60)
+    wanted = [path for path, count in zip(every.paths, counts, strict=True) if count <= 2][:20]
+    assert few.paths[: len(wanted)] == wanted
+    assert len(few) == 20
+    assert np.bincount(few.image).max() == 2
+    assert few.captions[0] == every.captions[every.paths.index(few.paths[0])]
+
+
+@pytest.mark.parametrize("most", [0, 6])
+def test_a_number_of_objects_that_no_picture_has_is_refused(most):
+    with pytest.raises(DataError, match="1 to 5"):
+        shapes_table("val", 3, 96, most=most)
