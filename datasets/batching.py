@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.utils.data import Sampler
 
-from .structures import Batch, Instances, Sample
+from .structures import Batch, Instances, LabelMaps, Sample
 from .transforms import Resize, to_hwc
 
 
@@ -187,12 +187,12 @@ class BucketBatchSampler(Sampler[list[Key]]):
 
 
 def collate(samples: Sequence[Sample], frame: tuple[int, int]) -> Batch:
-    """Samples padded right and below with zeros to `frame` (H, W); the images' memory is channels-last.
+    """Samples padded right and below to `frame` (H, W): images, whose memory is channels-last, with 0, label maps with -1.
 
     The targets' N is a power of two, at least 8, so that a compiled network meets few shapes.
 
     Raises:
-        ValueError: a sample is larger than the frame.
+        ValueError: a sample is larger than the frame, or some have a label map and some have none.
     """
     # An array, as torch's copy of a small picture spends its time waking threads.
     images = np.zeros((len(samples), *frame, 3), np.uint8)
@@ -205,7 +205,8 @@ def collate(samples: Sequence[Sample], frame: tuple[int, int]) -> Batch:
     most = max(len(sample.target) for sample in samples)
     targets = Instances.collate([sample.target for sample in samples], size=max(8, 1 << (most - 1).bit_length()))
     infos, proposals = [sample.info for sample in samples], _collate_proposals(samples)
-    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), sizes, targets, infos, proposals)
+    images = torch.from_numpy(images).permute(0, 3, 1, 2)
+    return Batch(images, sizes, targets, infos, proposals, label_maps=_collate_label_maps(samples, frame))
 
 
 def _collate_proposals(samples: Sequence[Sample]) -> Instances | None:
@@ -214,3 +215,15 @@ def _collate_proposals(samples: Sequence[Sample]) -> Instances | None:
         return None
     most = max(len(sample.proposals) for sample in samples)
     return Instances.collate([sample.proposals for sample in samples], size=max(1, -(-most // 250)) * 250)
+
+
+def _collate_label_maps(samples: Sequence[Sample], frame: tuple[int, int]) -> LabelMaps | None:
+    if all(sample.label_map is None for sample in samples):
+        return None
+    if any(sample.label_map is None for sample in samples):
+        raise ValueError("some images of the batch have a label map and some have none")
+    labels = np.full((len(samples), *frame), -1, np.int16)
+    for row, sample in zip(labels, samples, strict=True):
+        height, width = sample.image.shape[1:]
+        row[:height, :width] = sample.label_map.labels.numpy()
+    return LabelMaps(torch.from_numpy(labels))

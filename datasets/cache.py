@@ -13,10 +13,10 @@ from .table import DataError
 
 
 class Cache:
-    """Pictures (3, h, w) of known sizes in one block of memory, shared by all processes that inherit or unpickle it."""
+    """Pictures (C, h, w) uint8 of known sizes in one block of memory, shared by all processes that inherit or unpickle it."""
 
-    def __init__(self, shapes: np.ndarray) -> None:
-        self._shapes, self._starts = shapes, np.append(0, np.cumsum(3 * shapes.prod(1)))
+    def __init__(self, shapes: np.ndarray, channels: int = 3) -> None:
+        self._shapes, self._starts = shapes, np.append(0, np.cumsum(channels * shapes.prod(1)))
         needed, free = int(self._starts[-1]), _shared_memory_free()
         if needed > 0.8 * free:
             raise DataError(
@@ -35,7 +35,7 @@ class Cache:
 
     def _view(self, index: int) -> Tensor:
         height, width = self._shapes[index].tolist()
-        return self._memory[self._starts[index] : self._starts[index + 1]].view(height, width, 3).permute(2, 0, 1)
+        return self._memory[self._starts[index] : self._starts[index + 1]].view(height, width, -1).permute(2, 0, 1)
 
 
 def _shared_memory_free() -> float:

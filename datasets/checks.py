@@ -16,6 +16,9 @@ from .caption_files import FORMS, is_captioned, read_each
 from .clean import UNREADABLE, WRONG_SIZE
 from .folders import FolderSource
 from .images import decode_image
+from .label_checks import check_pixels
+from .label_checks import read_each as read_each_mask
+from .label_maps import holds_masks
 from .readers import Source, find
 from .splits import without_unions
 from .table import DataError, Problems, Table
@@ -25,30 +28,34 @@ TINY = 2  # pixels; a box with a shorter side is more often a slip of the mouse 
 
 
 def check(path: str | PathLike, *, progress: bool = True) -> Problems:
-    """Reads a data set, decodes every picture of it, and says what is wrong. One with boxes and sentences is read as both.
+    """Reads a data set, decodes every picture of it, and says what is wrong. One with boxes, sentences and masks of
+    categories, or two of these, is read as all that it is.
 
     Fatal: whatever stops a training. Repaired: what training drops or clips. Warnings: the same picture in two splits
     or twice in one, boxes under 2 pixels, the same object twice, categories without objects, pictures without objects,
-    label files without pictures. Nothing is written and no error is raised for bad data.
+    label files without pictures, label maps that are all void, categories without a pixel. Nothing is written and no error
+    is raised for bad data.
 
     Args:
         path: a file or folder in any known format.
         progress: show a bar while decoding.
     """
     problems, path = Problems(), Path(path).expanduser()
-    captioned = is_captioned(path)
+    captioned, masked = is_captioned(path), holds_masks(path)
     try:
-        source = _find(path, captioned)
+        source = _find(path, captioned, masked)
     except DataError as error:
         problems.add("data set cannot be read", str(error), fatal=True)
         return problems
     tables = {} if source is None else _read_all(source, problems)
     described = _read_captions(path, problems) if captioned else {}
-    for table in (*tables.values(), *described.values()):
+    labelled = read_each_mask(path, problems) if masked else {}
+    for table in (*tables.values(), *described.values(), *labelled.values()):
         problems.merge(table.problems)
     _require_same_categories(tables, str(path), problems)
-    digests = _decode([*tables.values(), *described.values()], problems, progress)
-    for splits in (tables, described):
+    digests = _decode([*tables.values(), *described.values(), *labelled.values()], problems, progress)
+    check_pixels(labelled, problems, progress=progress)
+    for splits in (tables, described, labelled):
         _warn_of_copies(splits, digests, problems)
     for split, table in tables.items():
         _warn_of_objects(table, f" in {split}" if split else "", problems)
@@ -57,18 +64,20 @@ def check(path: str | PathLike, *, progress: bool = True) -> Problems:
     return problems
 
 
-def _find(path: Path, captioned: bool) -> Source | None:
-    """The data set without its sentences; None where it is nothing but pictures with sentences."""
+def _find(path: Path, captioned: bool, masked: bool) -> Source | None:
+    """The data set without its sentences and label maps; None where it is nothing but pictures with such."""
     if captioned and path.is_file():
         return None
     try:
         source = find(path)
     except DataError as error:
-        if captioned:
+        if captioned or masked:
             return None
         known = f"\nnor are here pictures with sentences, known as\n    {FORMS}" if path.is_dir() else ""
         raise DataError(f"{error}{known}") from None
-    return None if captioned and isinstance(source, FolderSource) else source
+    if masked and isinstance(source, YoloFolder) and next(path.rglob("labels/**/*.txt"), None) is None:
+        return None  # what lies in labels/ is masks
+    return None if (captioned or masked) and isinstance(source, FolderSource) else source
 
 
 def _read_captions(path: Path, problems: Problems) -> dict[str, Table]:

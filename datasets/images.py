@@ -69,7 +69,7 @@ def read_header(path: str | PathLike) -> Header:
     except (
         Exception
     ) as error:  # decoders raise whatever comes on hostile bytes: OSError, SyntaxError, struct.error, ...
-        raise _refusal(error, str(path)) from error
+        raise refusal(error, str(path)) from error
 
 
 def decode_image(data: bytes, name: str) -> np.ndarray:
@@ -82,7 +82,7 @@ def decode_image(data: bytes, name: str) -> np.ndarray:
                 pixels = _to_rgb(picture)
             return _upright(pixels, _orientation(picture))
     except Exception as error:
-        raise _refusal(error, name) from error
+        raise refusal(error, name) from error
 
 
 def write_image(path: str | PathLike, image: np.ndarray) -> None:
@@ -167,7 +167,8 @@ def _upright(pixels: np.ndarray, orientation: int) -> np.ndarray:
     return np.ascontiguousarray(pixels)
 
 
-def _refusal(error: Exception, name: str) -> DataError:
+def refusal(error: Exception, name: str) -> DataError:
+    """What a decoder raised for the file `name`, in plain words."""
     if isinstance(error, FileNotFoundError):
         return DataError(f"{name}: no such picture")
     if isinstance(error, IsADirectoryError):

@@ -47,12 +47,10 @@ def pixels(mask: np.ndarray, box: np.ndarray, rows: slice, columns: slice) -> np
     x, y = (np.arange(s.start, s.stop, dtype=np.float32) + np.float32(0.5) for s in (columns, rows))
     x, y = (x - box[0]) / (box[2] - box[0]), (y - box[1]) / (box[3] - box[1])
     inside = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))
-    cells = [(v * mask.shape[0] - np.float32(0.5)).astype(np.float32) for v in (x, y)]
-    grid = np.broadcast_to(cells[0], size[::-1]), np.broadcast_to(cells[1][:, None], size[::-1])
-    values = cv2.remap(
-        mask.astype(np.float32, copy=False), *map(np.ascontiguousarray, grid), cv2.INTER_LINEAR,
-        borderMode=cv2.BORDER_REPLICATE,
-    )  # fmt: skip
+    grid = np.empty((2, *size[::-1]), np.float32)  # OpenCV takes no broadcast array, and numpy is slow to make one
+    for cells, v in zip(grid, (x, y[:, None]), strict=True):
+        cells[:] = v * mask.shape[0] - np.float32(0.5)
+    values = cv2.remap(mask.astype(np.float32, copy=False), *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     return (values >= 0.5) & inside
 
 

@@ -10,6 +10,7 @@ Letters: K objects of a table, N of a picture, M cells along a mask's side, H, W
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import cv2
@@ -57,12 +58,24 @@ class Outlines:
         return np.stack(drawn) if drawn else np.zeros((0, side, side), np.float32)
 
     def _mask(self, k: int, box: np.ndarray, side: int) -> np.ndarray:
-        parts = [self._parts[part] for part in range(self._first_part[k], self._first_part[k + 1])]
-        if parts:
+        if parts := self.parts(k):
             return draw_polygons(parts, box, side)
-        if len(self._runs[k]):
-            return from_pixels(decode(self._runs[k], tuple(self._sizes[self._image[k]].tolist())), box, side)
+        if len(self.runs(k)):
+            # Of the picture only the columns that the box reaches: a large one of many small objects is drawn at once.
+            height, width = self._sizes[self._image[k]].tolist()
+            start, stop = max(int(box[0]), 0), min(math.ceil(box[2]), width)
+            edges = np.cumsum(self.runs(k)).clip(start * height, stop * height)
+            columns = decode(np.diff(edges, prepend=start * height), (height, stop - start))
+            return from_pixels(columns, box - (start, 0, start, 0), side)
         return np.ones((side, side), np.float32)
+
+    def parts(self, k: int) -> list[np.ndarray]:
+        """The polygons of an object, each (2 * points,) float32; none for one without, or of run lengths."""
+        return [self._parts[part] for part in range(self._first_part[k], self._first_part[k + 1])]
+
+    def runs(self, k: int) -> np.ndarray:
+        """The run lengths (R,) of an object, see `decode`; none for one without, or of polygons."""
+        return self._runs[k]
 
 
 class _Ragged:

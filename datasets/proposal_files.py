@@ -3,7 +3,8 @@
 Three kinds of file are read:
 
 - ours, an .npz: `names` (or `image_ids`) of I pictures, `boxes` (P, 4) xyxy in pixels, picture after picture, `offsets` (I + 1)
-  of each picture's first, and `scores` (P,), which may be missing where boxes are best first;
+  of each picture's first, `scores` (P,), which may be missing where boxes are best first, and of regions `masks`, packed as
+  in `proposals.Regions`;
 - COCO's results, a json list of {image_id, bbox: [x, y, width, height], score}; categories are not looked at;
 - the .mat of selective search (Uijlings et al. 2013), as Girshick gave it away with R-CNN and Fast R-CNN: `images`, a cell
   array of I names, and `boxes`, one of (P, 4) y1 x1 y2 x2, counted from 1 with both ends included, best first.
@@ -19,12 +20,14 @@ from os import PathLike
 from pathlib import Path, PurePath
 
 import numpy as np
+import torch
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from .detection import has_file
 from .images import IMAGE_SUFFIXES
+from .masks import recrop
 from .proposal_formats import KINDS, SUFFIXES, Listing, read_listing
-from .proposals import Regions
+from .proposals import Regions, pack, unpack
 from .table import DataError, Table
 
 
@@ -41,6 +44,7 @@ def write_proposals(path: str | PathLike, table: Table) -> None:
     path, regions = Path(path), table.regions
     path.parent.mkdir(parents=True, exist_ok=True)
     columns = {"boxes": regions.boxes, "scores": regions.scores, "offsets": regions.offsets}
+    columns |= {} if regions.masks is None else {"masks": regions.masks}
     with path.open("wb") as file:  # given a name, numpy would put its own suffix behind it
         np.savez_compressed(file, names=np.array(_names(table.paths), np.str_), **columns)
 
@@ -76,7 +80,8 @@ def read_proposals(path: str | PathLike, table: Table) -> Table:
     _require_each_once(path, np.concatenate(rows), listings, table)
     image = np.concatenate([np.repeat(own, np.diff(part.offsets)) for own, part in zip(rows, listings, strict=True)])
     boxes, scores = (np.concatenate([part[column] for part in listings])[image >= 0] for column in (1, 2))
-    regions, repaired = _clean(table, image[image >= 0], boxes, scores)
+    masks = _masks(path, listings)
+    regions, repaired = _clean(table, image[image >= 0], boxes, scores, None if masks is None else masks[image >= 0])
     _tell(path, table, regions, repaired)
     return replace(table, regions=regions)
 
@@ -138,8 +143,23 @@ def _require_each_once(path: Path, rows: np.ndarray, listings: Sequence[Listing]
         )
 
 
-def _clean(table: Table, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray) -> tuple[Regions, dict[str, int]]:
-    """Proposals (P,) of the pictures `image` in any order, clipped, sorted, without the bad ones; and what was repaired."""
+def _masks(path: Path, listings: Sequence[Listing]) -> np.ndarray | None:
+    """Those of all files; None where none has some."""
+    every = [listing.masks for listing in listings]
+    if all(masks is None for masks in every):
+        return None
+    if any(masks is None for masks in every) or len({masks.shape[1] for masks in every}) > 1:
+        raise DataError(f"{path}: some of its files have masks, and others none or of another size; make them alike")
+    return np.concatenate(every)
+
+
+def _clean(
+    table: Table, image: np.ndarray, boxes: np.ndarray, scores: np.ndarray, masks: np.ndarray | None
+) -> tuple[Regions, dict[str, int]]:
+    """Proposals (P,) of the pictures `image` in any order, clipped, sorted, without the bad ones; and what was repaired.
+
+    The mask of a box that is clipped is cut with it.
+    """
     clipped = boxes.clip(0, np.tile(table.sizes[image, ::-1], 2)).astype(np.float32)
     finite = np.isfinite(boxes).all(1) & np.isfinite(scores)
     beyond = (np.abs(clipped - boxes)[finite] > 0.01).any(1)  # less is rounding
@@ -150,7 +170,17 @@ def _clean(table: Table, image: np.ndarray, boxes: np.ndarray, scores: np.ndarra
         "beyond their picture (clipped)": int(beyond.sum()),
         "without area, or no numbers (dropped)": len(image) - len(order),
     }
-    return Regions(clipped[order], scores[order].astype(np.float32), offsets), repaired
+    if masks is not None:
+        masks = masks[order]
+        cut = (clipped != boxes.astype(np.float32))[order].any(1)
+        masks[cut] = _cut(masks[cut], boxes[order][cut], clipped[order][cut])
+    return Regions(clipped[order], scores[order].astype(np.float32), offsets, masks), repaired
+
+
+def _cut(masks: np.ndarray, old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Packed masks within boxes `new`, of those within boxes `old`."""
+    old, new = (torch.from_numpy(boxes.astype(np.float32)) for boxes in (old, new))
+    return pack((recrop(torch.from_numpy(unpack(masks)).float(), old, new) >= 0.5).numpy())
 
 
 def _tell(path: Path, table: Table, regions: Regions, repaired: dict[str, int]) -> None:

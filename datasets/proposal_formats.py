@@ -1,6 +1,6 @@
 """What files of proposals say, each kind as one `Listing`; `proposal_files` fits it to a table.
 
-Letters: I pictures of the file, P proposals of all.
+Letters: I pictures of the file, P proposals of all, M cells along a mask's side.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .proposals import require_packed
 from .table import DataError
 
 SUFFIXES = (".npz", ".json", ".mat")
@@ -31,12 +32,14 @@ class Listing(NamedTuple):
         boxes: (P, 4) float64, xyxy in pixels, as they are: beyond the picture, empty, NaN.
         scores: (P,) float64.
         offsets: (I + 1,) int64: picture i's are rows offsets[i] to offsets[i + 1].
+        masks: (P, M, ceil(M / 8)) uint8, packed as in `Regions`; None of boxes alone.
     """
 
     pictures: Sequence[str] | Sequence[int]
     boxes: np.ndarray
     scores: np.ndarray
     offsets: np.ndarray
+    masks: np.ndarray | None = None
 
 
 def read_listing(path: Path) -> Listing:
@@ -76,7 +79,7 @@ def _reader(path: Path, start: bytes) -> Callable[[Path], Listing]:
 
 
 def _require_shapes(listing: Listing) -> None:
-    pictures, boxes, scores, offsets = listing
+    pictures, boxes, scores, offsets, masks = listing
     count = len(boxes)
     if boxes.shape != (count, 4) or scores.shape != (count,):
         raise ValueError(f"boxes must be (P, 4) and scores (P,), got {boxes.shape} and {scores.shape}")
@@ -84,12 +87,14 @@ def _require_shapes(listing: Listing) -> None:
         raise ValueError(
             f"offsets must be {len(pictures) + 1} rising numbers, one more than pictures, from 0 to {count}"
         )
+    if masks is not None:
+        require_packed(masks, count)
 
 
 def _read_npz(path: Path) -> Listing:
-    """`names` or `image_ids`, `boxes`, `offsets`, and `scores` unless boxes are in order."""
+    """`names` or `image_ids`, `boxes`, `offsets`, `scores` unless boxes are in order, and perhaps `masks`."""
     with np.load(path, allow_pickle=False) as file:
-        known = [key for key in ("names", "image_ids", "boxes", "offsets", "scores") if key in file.files]
+        known = [key for key in ("names", "image_ids", "boxes", "offsets", "scores", "masks") if key in file.files]
         arrays = {key: file[key] for key in known}
         found = ", ".join(file.files)
     pictures = arrays.get("names", arrays.get("image_ids"))
@@ -99,7 +104,8 @@ def _read_npz(path: Path) -> Listing:
         raise ValueError("names must be text, image_ids and offsets whole numbers")
     offsets = arrays["offsets"].astype(np.int64)
     scores = arrays.get("scores", _by_place(np.diff(offsets)))
-    return Listing(pictures.tolist(), arrays["boxes"].astype(np.float64), scores.astype(np.float64), offsets)
+    boxes, masks = arrays["boxes"].astype(np.float64), arrays.get("masks")
+    return Listing(pictures.tolist(), boxes, scores.astype(np.float64), offsets, masks)
 
 
 def _by_place(counts: np.ndarray | Sequence[int]) -> np.ndarray:

@@ -26,7 +26,7 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from .detection import has_file, read_picture, start_worker, with_plain_errors
-from .proposals import Boxes, Proposer, Regions
+from .proposals import Boxes, Proposer, Regions, pack, unpack
 from .table import DataError, Table
 
 FORMAT = 1  # to be raised when files are written, or pictures read, in another way
@@ -140,23 +140,35 @@ def _load(file: Path) -> Boxes | None:
         columns = np.load(file, allow_pickle=False)
     except Exception:  # on broken bytes numpy raises whatever comes
         return None
+    if columns.dtype.names == ("box", "score", "mask"):
+        return Boxes(columns["box"], columns["score"], unpack(columns["mask"]))
     if columns.ndim != 2 or columns.shape[1] != 5 or columns.dtype != np.float32:
         return None
     return Boxes(columns[:, :4], columns[:, 4])
 
 
 def _save(file: Path, found: Boxes) -> None:
-    """Writes (P, 5) float32, boxes and scores; the file appears at once, whole."""
+    """Writes (P, 5) float32, boxes and scores, or records with masks; the file appears at once, whole."""
     partial = file.with_suffix(f".{uuid4().hex}.partial")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as stream:
-            np.save(stream, np.column_stack([found.boxes, found.scores]).astype(np.float32), allow_pickle=False)
+            np.save(stream, _columns(found), allow_pickle=False)
         partial.replace(file)
     except OSError as error:
         raise DataError(f"{file}: proposals cannot be kept here ({error.strerror}); name another folder") from error
     finally:
         partial.unlink(missing_ok=True)
+
+
+def _columns(found: Boxes) -> np.ndarray:
+    """What a file holds of a picture."""
+    if found.masks is None:
+        return np.column_stack([found.boxes, found.scores]).astype(np.float32)
+    masks = pack(found.masks)
+    records = np.empty(len(masks), [("box", "f4", 4), ("score", "f4"), ("mask", "u1", masks.shape[1:])])
+    records["box"], records["score"], records["mask"] = found.boxes, found.scores, masks
+    return records
 
 
 def _compute(missing: dict[Path, str], proposer: Proposer, num_workers: int, progress: bool) -> Iterator[Path]:

@@ -14,16 +14,20 @@ from typing import Protocol
 from .coco import CocoFolder, find_jsons
 from .deeppcb import DeepPcbFolder, find_lists
 from .folders import FolderSource, is_class_folders, is_unlabelled
+from .instance_folders import InstanceFiles, InstanceMaps, is_instance_files, is_instance_maps
+from .instance_voc import VocInstances, is_voc_instances
 from .mnist import MnistFolder, is_mnist
 from .splits import roles, split_by_hash, warn_test_as_val
 from .table import DataError, Table, nearest
 from .voc import VocFolder, VocSplits, find_annotations, find_split_folders
-from .yolo import YoloFolder, is_yolo
+from .yolo import YoloFolder, is_yolo, only_names
 
 _LAYOUTS = """COCO: a json with images, annotations and categories, or a folder of instances_*.json
     Pascal VOC: a folder with Annotations/*.xml and JPEGImages/, or xml files beside pictures
     YOLO: a data.yaml, or a folder with images/, labels/ and classes.txt
     DeepPCB: a folder with PCBData/trainval.txt
+    masks of objects: images/ and masks/ with numbered objects; ID/images/ and ID/masks/ with a file for each object; Pascal
+    VOC's JPEGImages/ and SegmentationObject/
     MNIST: a folder with its four idx files
     class folders: train/CLASS/*.jpg, or CLASS/*.jpg; or pictures alone, to learn from without labels"""
 
@@ -88,7 +92,19 @@ def read_splits(
     Raises:
         DataError: of no known format, no such split, categories that differ, or wrong beyond repair.
     """
-    source = find(path)
+    return tables_of(find(path), path, train=train, val=val, seed=seed, val_fraction=val_fraction)
+
+
+def tables_of(
+    source: Source,
+    path: str | PathLike,
+    *,
+    train: str | None = None,
+    val: str | None = None,
+    seed: int = 0,
+    val_fraction: float = 0.2,
+) -> dict[str, Table]:
+    """`read_splits` of a data set at `path` that has been recognised."""
     if not source.splits:
         if train or val:
             raise DataError(f"{path}: no split {train or val!r}; the data set has no splits")
@@ -150,8 +166,11 @@ def _candidates(folder: Path) -> list[tuple[type, Path]]:
         return [(DeepPcbFolder, folder)]
     if is_mnist(folder):
         return [(MnistFolder, folder)]
+    if folder.name == "SegmentationObject" and is_voc_instances(folder):
+        return [(VocInstances, folder)]
     found: list[tuple[type, Path]] = []
-    if is_yolo(folder):
+    masks = [(kind, folder) for kind, fits in _MASKS if fits(folder)]
+    if is_yolo(folder) and not (masks and only_names(folder)):
         found.append((YoloFolder, folder))
     if find_annotations(folder):
         found.append((VocFolder, folder))
@@ -159,7 +178,10 @@ def _candidates(folder: Path) -> list[tuple[type, Path]]:
         found.append((VocSplits, folder))
     if find_jsons(folder):
         found.append((CocoFolder, folder))
-    return found
+    return found or masks  # annotations in text say more
+
+
+_MASKS = ((InstanceMaps, is_instance_maps), (InstanceFiles, is_instance_files), (VocInstances, is_voc_instances))
 
 
 def _find_file(path: Path) -> Source:

@@ -1,4 +1,5 @@
-"""The types that flow through Sightline: `Instances`, `Captions`, `Sample` and `Batch`. Nothing else crosses a folder's border.
+"""The types that flow through Sightline: `Instances`, `LabelMaps`, `Captions`, `Sample` and `Batch`. Nothing else crosses a
+folder's border.
 
 Letters: B images, N instances (padded in a batch), H, W pixels, M side of a compact mask, P landmarks of an instance,
 S sentences about an image, T words of a sentence, L cells of a feature map.
@@ -169,6 +170,52 @@ def _fits(value: Tensor, leading: tuple[int, ...], own: tuple[str | int, ...]) -
 
 
 @dataclass
+class LabelMaps:
+    """A category for each pixel of one image (no leading dimension) or of a batch (leading dimension B); truth and predictions.
+
+    Attributes:
+        labels: (..., H, W) int16, 0..C-1; -1 where there is nothing to learn and nothing to score: void, and padding.
+        scores: (..., H, W) float32 in [0, 1], the probability of each label; None for truth.
+
+    Raises:
+        ValueError: the shape of `scores` is not that of `labels`.
+    """
+
+    labels: Tensor
+    scores: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.labels, Tensor):  # see `Instances`
+            return
+        if self.labels.ndim not in (2, 3):
+            raise ValueError(f"labels must be (H, W) or (B, H, W), got {tuple(self.labels.shape)}")
+        if isinstance(self.scores, Tensor) and self.scores.shape != self.labels.shape:
+            raise ValueError(
+                f"scores must be {tuple(self.labels.shape)} to go with labels, got {tuple(self.scores.shape)}"
+            )
+
+    def __len__(self) -> int:
+        """Images in a batch, or rows of one image."""
+        return self.labels.shape[0]
+
+    def __getitem__(self, index: int) -> LabelMaps:
+        """Image `index` of a batch, with its padding."""
+        return self.map(lambda value: value[index])
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> LabelMaps:
+        """The same function applied to every tensor there is."""
+        return LabelMaps(function(self.labels), None if self.scores is None else function(self.scores))
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> LabelMaps:
+        """A copy on another device."""
+        return self.map(lambda value: value.to(device, non_blocking=non_blocking))
+
+    def pin_memory(self) -> LabelMaps:
+        """A copy in page-locked memory, from which the GPU copies without waiting."""
+        return self.map(lambda value: value.pin_memory())
+
+
+@dataclass
 class Captions:
     """Sentences about one image (no leading dimension) or about each of a batch (leading dimension B); truth and predictions.
 
@@ -246,19 +293,27 @@ class Sample:
         info: where it came from.
         proposals: where objects may be, best first, for detectors that do not propose themselves; labels are 0. None
             where nobody asked.
+        label_map: (H, W) of the image, for models that name every pixel; None where nobody asked.
     """
 
     image: Tensor
     target: Instances
     info: ImageInfo
     proposals: Instances | None = None
+    label_map: LabelMaps | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.image, Tensor) and (self.image.ndim != 3 or self.image.shape[0] != 3):
             raise ValueError(f"image must be (3, H, W), got {tuple(self.image.shape)} for {self.info.path}")
 
     def moved(self, image: Tensor, change: Callable[[Instances], Instances], info: ImageInfo | None = None) -> Sample:
-        """The sample after a change of geometry: another image, objects and proposals changed alike."""
+        """The sample after a change of geometry: another image, objects and proposals changed alike.
+
+        Raises:
+            ValueError: there is a label map, which `change` cannot follow; see `segmentation_augment.py`.
+        """
+        if self.label_map is not None:
+            raise ValueError(f"{self.info.path}: the label map would stay behind; use SegmentationAugment")
         proposals = None if self.proposals is None else change(self.proposals)
         return Sample(image, change(self.target), info or self.info, proposals)
 
@@ -274,6 +329,7 @@ class Batch:
         infos: B records of where each picture came from.
         proposals: (B, K) boxes that may hold an object, best first, padded with label -1; None where nobody asked.
         captions: the sentences, for models that write some; None where nobody asked.
+        label_maps: (B, H, W), -1 in the padding, for models that name every pixel; None where nobody asked.
         maps: (B, C, h, w) float16, what a frozen backbone made of the images beforehand, which are then not read and
             (B, 3, 0, 0); None where nobody did.
     """
@@ -284,6 +340,7 @@ class Batch:
     infos: list[ImageInfo]
     proposals: Instances | None = None
     captions: Captions | None = None
+    label_maps: LabelMaps | None = None
     maps: Tensor | None = None
 
     def __len__(self) -> int:
@@ -302,7 +359,7 @@ class Batch:
         """A copy in page-locked memory."""
         return self._map(lambda value: value.pin_memory())
 
-    def _map(self, change: Callable[[Tensor | Instances | Captions], Any]) -> Batch:
+    def _map(self, change: Callable[[Tensor | Instances | Captions | LabelMaps], Any]) -> Batch:
         """The same change to everything that is made of tensors."""
         parts = {f.name: getattr(self, f.name) for f in fields(self)}
         return Batch(
@@ -310,7 +367,7 @@ class Batch:
         )
 
 
-for _type in (Instances, Captions, Sample, Batch):
+for _type in (Instances, LabelMaps, Captions, Sample, Batch):
     # Makes the types containers for torch.export, torch.compile and torchvision's v2 transforms. Without it the latter
     # flip the picture and leave the boxes as they were, without a word.
     torch.export.register_dataclass(_type, serialized_type_name=f"sightline.{_type.__name__}")

@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -73,6 +73,26 @@ class DataError(ValueError):
     """Bad user data: the message names the file, the value and the fix. Commands print it without a traceback."""
 
 
+class LabelColumn(Protocol):
+    """The label maps of I pictures, read or drawn when asked for."""
+
+    def __len__(self) -> int:
+        """I."""
+        ...
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        """(H, W) int16, one picture's at its original resolution: 0..C-1, -1 for void.
+
+        Raises:
+            DataError: it cannot be read, or a pixel is of no category.
+        """
+        ...
+
+    def select(self, rows: np.ndarray) -> LabelColumn:
+        """Those of these pictures, in this order."""
+        ...
+
+
 @dataclass
 class Table:
     """The annotations of one split as columns: I images, K objects sorted by image, C categories, P landmarks.
@@ -94,6 +114,8 @@ class Table:
         landmarks: (K, P, 2) float32, (x, y) in pixels, NaN where a point is not known; or None.
         landmark_names: P names, e.g. "left_eye"; None where there are no landmarks.
         regions: the pictures' proposals, for detectors that do not propose themselves; None where nobody asked.
+        label_maps: a category for every pixel, for models that name all; there are no objects then. None where nobody asked.
+        colours: C (red, green, blue), 0 to 255, in which the data draw label maps; None where they say nothing.
         problems: what was found wrong while reading.
     """
 
@@ -113,6 +135,8 @@ class Table:
     landmarks: np.ndarray | None = None
     landmark_names: list[str] | None = None
     regions: Regions | None = None
+    label_maps: LabelColumn | None = None
+    colours: list[tuple[int, int, int]] | None = None
     problems: Problems = field(default_factory=Problems)
 
     def __post_init__(self) -> None:
@@ -126,8 +150,12 @@ class Table:
         for name, shape in shapes.items():
             if np.shape(getattr(self, name)) != shape:
                 raise ValueError(f"{name} must be {shape}, got {np.shape(getattr(self, name))}")
-        if self.regions is not None and len(self.regions) != images:
-            raise ValueError(f"regions must be those of {images} pictures, got those of {len(self.regions)}")
+        for name in ("regions", "label_maps"):
+            column = getattr(self, name)
+            if column is not None and len(column) != images:
+                raise ValueError(f"{name} must be those of {images} pictures, got those of {len(column)}")
+        if self.colours is not None and len(self.colours) != len(self.categories):
+            raise ValueError(f"colours must be those of {len(self.categories)} categories, got {len(self.colours)}")
         if np.any(np.diff(self.image) < 0):
             raise ValueError("objects must be sorted by image")
 
@@ -151,6 +179,7 @@ class Table:
             "image": np.repeat(np.arange(len(rows)), counts),
             "captions": None if self.captions is None else [self.captions[r] for r in rows],
             "regions": None if self.regions is None else self.regions.select(rows),
+            "label_maps": None if self.label_maps is None else self.label_maps.select(rows),
         }
         return replace(self, **columns)
 
@@ -175,10 +204,12 @@ class Table:
         return self.select_objects(kept).select(np.unique(self.image[kept]))
 
     def describe(self) -> str:
-        """One line: images, objects, categories; of pictures that have sentences alone, how many those are."""
+        """One line: images, objects, categories; of pictures with sentences or label maps instead, so much."""
         where = Path(self.paths[0]).parent if self.paths else "nowhere"
         if self.captions is not None and not self.categories:
             return f"{len(self)} images, {sum(map(len, self.captions))} sentences ({where})"
+        if self.label_maps is not None:
+            return f"{len(self)} images with label maps, {len(self.categories)} categories ({where})"
         return f"{len(self)} images, {len(self.image)} objects, {len(self.categories)} categories ({where})"
 
 

@@ -16,23 +16,28 @@ from torch import Tensor
 
 from .structures import Instances, Sample
 
-# How pictures are brought to size: the arguments of `resize_shape` after the first two.
-Resize = tuple[int, int] | tuple[int, int, bool]
+# How pictures are brought to size: the arguments of `resize_shape` after the first two; none leave them as they are.
+Resize = tuple[int, int] | tuple[int, int, bool] | tuple[()]
 
 
-def resize_shape(height: int, width: int, min_size: int, max_size: int, exact: bool = False) -> tuple[int, int]:
+def resize_shape(
+    height: int, width: int, min_size: int | None = None, max_size: int | None = None, exact: bool = False
+) -> tuple[int, int]:
     """(height, width) at which the short side is `min_size`, or the long side `max_size` if that is smaller.
 
-    With `exact` it is (min_size, max_size) whatever the picture's shape, for networks of one input size. Else it rounds
-    as `torchvision.models.detection.transform.GeneralizedRCNNTransform` does: down, after a float64 product.
+    With `exact` it is (min_size, max_size) whatever the picture's shape, for networks of one input size; without sizes it is
+    the picture's own. Else it rounds as `torchvision.models.detection.transform.GeneralizedRCNNTransform` does: down, after a
+    float64 product.
     """
+    if min_size is None or max_size is None:
+        return height, width
     if exact:
         return min_size, max_size
     scale = min(min_size / min(height, width), max_size / max(height, width))
     return max(1, int(height * scale)), max(1, int(width * scale))
 
 
-def resize(sample: Sample, min_size: int, max_size: int, exact: bool = False) -> Sample:
+def resize(sample: Sample, min_size: int | None = None, max_size: int | None = None, exact: bool = False) -> Sample:
     """The sample at `resize_shape`'s size: the picture by OpenCV's bilinear interpolation, within 1 of torchvision."""
     height, width = sample.image.shape[1:]
     return resize_to(sample, resize_shape(height, width, min_size, max_size, exact))

@@ -97,10 +97,15 @@ class YoloFolder:
 
 def is_yolo(folder: Path) -> bool:
     """Whether a folder looks like a YOLO data set: a yaml with names, `labels/`, or names and no xml files."""
-    if find_yaml(folder) is not None or any((folder / name / "labels").is_dir() for name in ("", *_SPLITS)):
+    if not only_names(folder):
         return True
     named = any((folder / name).is_file() for name in _NAME_FILES)
     return named and not any(next((folder / name).glob("*.xml"), None) for name in ("", "Annotations", "annotations"))
+
+
+def only_names(folder: Path) -> bool:
+    """Whether nothing but a file of names could make a folder a YOLO data set: other formats have one, too."""
+    return find_yaml(folder) is None and not any((folder / name / "labels").is_dir() for name in ("", *_SPLITS))
 
 
 def find_yaml(folder: Path) -> Path | None:

@@ -7,13 +7,14 @@ minus one; there the last pixel is included, here boxes are continuous and end a
 import json
 import logging
 import pickle
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.io import savemat
 
 from sightline.datasets.proposal_files import read_proposals, write_proposals
-from sightline.datasets.proposals import Boxes, Regions
+from sightline.datasets.proposals import Boxes, Regions, pack, unpack
 from sightline.datasets.shapes import shapes_table
 from sightline.datasets.table import DataError
 
@@ -79,6 +80,47 @@ def test_what_is_written_reads_back_equal(tmp_path):
     ours.regions = regions(4, 0, 3)
     write_proposals(tmp_path / "deep" / "found.npz", ours)
     assert_same(read_proposals(tmp_path / "deep" / "found.npz", table()).regions, ours.regions)
+
+
+def with_masks(regions, side=10, seed=0):
+    masks = np.random.default_rng(seed).random((len(regions.boxes), side, side)) < 0.5
+    return replace(regions, masks=pack(masks))
+
+
+def test_masks_read_back_equal(tmp_path):
+    ours = table()
+    ours.regions = with_masks(regions(4, 0, 3))
+    write_proposals(tmp_path / "found.npz", ours)
+    found = read_proposals(tmp_path / "found.npz", table()).regions
+    assert_same(found, ours.regions)
+    np.testing.assert_array_equal(found.masks, ours.regions.masks)
+
+
+def test_masks_are_sorted_and_cut_with_their_boxes(tmp_path):
+    """The second comes first; of the other, which sticks out by half, the right half is left, twice as wide."""
+    masks = np.zeros((2, 8, 8), bool)
+    masks[0, :, 4:6], masks[1, 0] = True, True
+    boxes = np.array([[-8, 0, 8, 8], [0, 0, 8, 8]])
+    options = {"boxes": boxes, "scores": np.array([1, 2]), "offsets": [0, 2, 2, 2], "masks": pack(masks)}
+    found = read_proposals(write_npz(tmp_path / "a.npz", **options), table()).regions
+    assert found.boxes.tolist() == [[0, 0, 8, 8], [0, 0, 8, 8]]
+    first, second = unpack(found.masks)
+    assert np.array_equal(first, masks[1])
+    assert second[:, :4].all()
+    assert not second[:, 4:].any()
+
+
+def test_masks_of_other_numbers_are_refused(tmp_path):
+    with pytest.raises(DataError, match="3 packed masks are"):
+        read_proposals(write_npz(tmp_path / "a.npz", masks=np.zeros((3, 8, 8), np.uint8)), table())
+
+
+def test_files_of_a_folder_have_masks_alike(tmp_path):
+    for name, row, masks in (("a", 0, None), ("b", 1, pack(np.ones((1, 8, 8), bool)))):
+        one = {"names": np.array([PATHS[row]]), "boxes": np.array([[0, 0, 5, 5]]), "scores": None, "offsets": [0, 1]}
+        write_npz(tmp_path / f"{name}.npz", masks=masks, **one)
+    with pytest.raises(DataError, match="some of its files have masks"):
+        read_proposals(tmp_path, table())
 
 
 def test_other_orders_and_parts_and_places(tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.datasets.proposals import Boxes, Regions, as_instances
+from sightline.datasets.proposals import Boxes, Regions, as_instances, pack, unpack
 from sightline.datasets.shapes import shapes_table
 
 
@@ -76,3 +76,37 @@ def test_as_objects_of_one_class():
     found.boxes += 1
     assert not torch.equal(found.boxes, torch.from_numpy(picture.boxes)), "it changes the table's own numbers"
     assert as_instances(boxes(0)[0]).boxes.shape == (0, 4)
+
+
+def regions_with_masks(*counts, side=5):
+    rng = np.random.default_rng(1)
+    return [each._replace(masks=rng.random((len(each.boxes), side, side)) < 0.5) for each in boxes(*counts)]
+
+
+@pytest.mark.parametrize("side", [1, 5, 8, 28])
+def test_packed_masks_come_back(side):
+    masks = np.random.default_rng(0).random((7, side, side)) < 0.5
+    assert pack(masks).nbytes <= 7 * side * (side // 8 + 1)
+    np.testing.assert_array_equal(unpack(pack(masks)), masks)
+
+
+def test_masks_stay_with_their_boxes():
+    pictures = regions_with_masks(3, 0, 5)
+    regions = Regions.of(pictures)
+    for row, picture in enumerate(pictures):
+        np.testing.assert_array_equal(regions[row].masks, picture.masks)
+        np.testing.assert_array_equal(regions.best(2)[row].masks, picture.masks[:2])
+    np.testing.assert_array_equal(regions.select(np.array([2, 0]))[0].masks, pictures[2].masks)
+    found = as_instances(regions[2])
+    assert found.masks.dtype == torch.float32
+    assert torch.equal(found.masks, torch.from_numpy(pictures[2].masks).float())
+
+
+def test_pictures_of_boxes_alone_leave_no_masks():
+    assert Regions.of([*regions_with_masks(2), *boxes(1)]).masks is None
+    assert as_instances(boxes(2)[0]).masks is None
+
+
+def test_masks_that_do_not_go_with_their_boxes():
+    with pytest.raises(ValueError, match=r"2 packed masks are \(P, M, ceil\(M / 8\)\) uint8, got \(2, 5, 5\)"):
+        Regions(np.zeros((2, 4)), np.zeros(2), np.array([0, 2]), np.zeros((2, 5, 5), np.uint8))

@@ -95,6 +95,27 @@ def test_any_number_of_processes_finds_the_same(folders, tmp_path, calls, worker
     assert same(again.regions, table.regions)
 
 
+@dataclass(frozen=True)
+class Masked(Toy):
+    """The same with masks."""
+
+    def __call__(self, image):
+        found = super().__call__(image)
+        return found._replace(masks=np.random.default_rng(len(found.boxes)).random((len(found.boxes), 10, 10)) < 0.5)
+
+
+def test_masks_are_kept_too(folders, tmp_path, calls):
+    """Also of pictures for which nothing is proposed."""
+    first = propose(read(folders), Masked(limit=4), cache=tmp_path / "cache", progress=False)
+    assert calls() == 8
+    again = propose(read(folders), Masked(limit=4), cache=tmp_path / "cache", progress=False)
+    assert calls() == 0
+    assert (np.diff(first.regions.offsets) == 0).any()
+    for row, path in enumerate(again.paths):
+        np.testing.assert_array_equal(again.regions[row].masks, Masked(limit=4)(read_picture(path)).masks)
+    assert same(first.regions, again.regions)
+
+
 def test_the_table_is_otherwise_as_it_was(folders, tmp_path, calls):
     before = read(folders)
     after = propose(before, Toy(), cache=tmp_path / "cache", progress=False)

@@ -48,6 +48,15 @@ def test_resize_shape_is_torchvisions(min_size, max_size):
         assert resize_shape(height, width, min_size, max_size) == expected, (height, width)
 
 
+def test_without_sizes_a_picture_stays_as_it_is():
+    assert resize_shape(37, 101) == (37, 101)
+    image = torch.zeros(3, 37, 101, dtype=torch.uint8)
+    nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
+    resized = resize(Sample(image, nothing, ImageInfo(1, "x", (37, 101))), *())
+    assert resized.image is image
+    assert resized.info.scale == (1.0, 1.0)
+
+
 def test_a_thread_of_a_picture_keeps_a_pixel():
     assert resize_shape(1, 3000, 800, 1333) == (1, 1333)
 
