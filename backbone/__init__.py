@@ -7,8 +7,9 @@ is a function of one keyword, `norm`: channels to a normalisation layer (`norms.
 from __future__ import annotations
 
 import difflib
+import inspect
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from .alexnet import alexnet, alexnet_2012
 from .classifiers import CLASSIFIERS, TOPS, build_classifier
@@ -131,6 +132,8 @@ def build_backbone(
     norm: str | Norm = "batch",
     weights: str | os.PathLike | None = None,
     trainable_stages: int | None = None,
+    out_stages: Sequence[int] | Sequence[str] | None = None,
+    output_stride: int | None = None,
 ) -> Backbone:
     """The backbone of that name.
 
@@ -142,15 +145,21 @@ def build_backbone(
             classifier's last layers, a detector's heads) is left out, and a pyramid keeps its random weights. None for
             random weights throughout.
         trainable_stages: how many of the body's stages to train, from the last; None trains all. See `freeze_stages`.
+        out_stages: which maps, as the network's own builder numbers or names them; None for its usual ones.
+        output_stride: of a network whose last stages can be dilated instead of strided, their stride; None for its usual one.
 
     Raises:
-        ValueError: no such name, norm or number of stages.
+        ValueError: no such name, norm or number of stages, or a network whose maps or stride cannot be chosen.
         WeightsError: weights that cannot be had or do not fit; see `load_weights`.
     """
+    wanted = {"out_stages": out_stages, "output_stride": output_stride}
+    wanted = {key: value for key, value in wanted.items() if value is not None}
+    if name in BACKBONES or name.startswith("timm:"):
+        _check_choices(name, wanted)
     if name.startswith("timm:"):
         backbone = _build_timm(name.removeprefix("timm:"), norm, weights)
     elif name in BACKBONES:
-        backbone = BACKBONES[name](norm=norm_layer(norm))
+        backbone = BACKBONES[name](norm=norm_layer(norm), **wanted)
         if weights is not None:
             _load_body(backbone, name, weights)
     else:
@@ -160,6 +169,16 @@ def build_backbone(
     if trainable_stages is not None:
         freeze_stages(backbone, trainable_stages)
     return backbone
+
+
+def _check_choices(name: str, wanted: dict[str, object]) -> None:
+    """What was asked for must be an argument of the network's builder."""
+    for key, value in wanted.items():
+        able = [other for other, build in BACKBONES.items() if key in inspect.signature(build).parameters]
+        if name not in able:
+            raise ValueError(
+                f"{name} has no {key} to choose, got {key}={value}: leave it None; these have: {', '.join(able)}"
+            )
 
 
 def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> None:

@@ -39,9 +39,9 @@ def finish(
     """
     model.architecture = architecture
     if weights is not None:
-        own = (r"^(detector|captioner)\.", "")  # a training run's checkpoint holds the model under that name
+        own = (r"^(detector|captioner|segmenter)\.", "")  # a training run's checkpoint holds the model under that name
         missing = ("normalize.", *allow_missing)
         load_weights(model, weights, name=name, rename=(*rename, own), convert=convert, allow_missing=missing)
     # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
-    architecture["arguments"] |= dict.fromkeys(("weights", "backbone_weights"))
+    architecture["arguments"] |= dict.fromkeys({"weights", "backbone_weights"} & architecture["arguments"].keys())
     return model

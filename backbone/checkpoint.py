@@ -54,7 +54,8 @@ def load_with(
     if architecture["name"] not in builders:
         raise WeightsError(
             f"{path} holds a {architecture['name']!r}, which is not known here (known are {', '.join(builders)}); "
-            "detectors and captioners have each a load of their own, sightline.detectors.load and sightline.captioning.load"
+            "detectors, segmenters and captioners have each a load of their own: sightline.detectors.load, "
+            "sightline.segmentation.load, sightline.captioning.load"
         )
     arguments = dict(architecture["arguments"])
     arguments |= dict.fromkeys({"weights", "backbone_weights"} & arguments.keys())
@@ -62,7 +63,7 @@ def load_with(
         model = builders[architecture["name"]](**arguments)
     except TypeError as error:
         raise WeightsError(f"{path} was written by another version of Sightline, whose {error}") from error
-    load_weights(model, path, key="state_dict", rename=((r"^(detector|captioner)\.", ""),))
+    load_weights(model, path, key="state_dict", rename=((r"^(detector|captioner|segmenter)\.", ""),))
     try:
         model.restore(about)
     except ValueError as error:

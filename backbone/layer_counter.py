@@ -63,6 +63,10 @@ class Counter(TorchDispatchMode):
             self._note(func, args, kwargs or {}, inputs, outputs)
         return result
 
+    def sees(self, x: Tensor) -> Field:
+        """What the cells of a tensor see that was made of the picture."""
+        return self._fields[x]
+
     def start(self, name: str, module: nn.Module) -> None:
         """A module is about to run."""
         self.modules.append((name, module))

@@ -87,25 +87,29 @@ def maxout_conv(
 
 class BilinearUpsample(nn.ConvTranspose2d):
     """A transposed convolution that starts as bilinear interpolation (FCN, Long et al. 2015,
-    https://arxiv.org/abs/1411.4038, section 3.3): (B, C, H, W) to (B, C, H * S, W * S).
+    https://arxiv.org/abs/1411.4038, section 3.3): (B, C, H, W) to (B, C, H * S, W * S), or with `align_corners` to
+    (B, C, (H - 1) * S + 1, (W - 1) * S + 1).
 
-    Each channel (of a score map: each class) has its own kernel. Before any training the output is that of `F.interpolate`
-    with `align_corners=False`, except within S / 2 of the border, where this one fades towards zero.
+    Each channel (of a score map: each class) has its own kernel. Before any training the output is that of `F.interpolate`,
+    except, without `align_corners`, within S / 2 of the border, where this one fades towards zero.
 
     Args:
         channels: C.
         stride: S, any whole number from 1.
         learned: train the kernels; else they are a buffer, which no optimiser and no thawing touches.
+        align_corners: cell i comes to lie on pixel i * S, as after odd kernels of stride S, and not in the middle of the S
+            pixels from i * S on, as after pooling of S pixels.
 
     Raises:
         ValueError: `stride` below 1.
     """
 
-    def __init__(self, channels: int, stride: int, *, learned: bool = True) -> None:
+    def __init__(self, channels: int, stride: int, *, learned: bool = True, align_corners: bool = False) -> None:
         if stride < 1:
             raise ValueError(f"the stride of an upsampling must be at least 1, got {stride}")
-        size = 2 * stride - stride % 2
-        super().__init__(channels, channels, size, stride, (size - stride) // 2, groups=channels, bias=False)
+        size = 2 * stride - 1 if align_corners else 2 * stride - stride % 2
+        padding = stride - 1 if align_corners else (size - stride) // 2
+        super().__init__(channels, channels, size, stride, padding, groups=channels, bias=False)
         if not learned:
             weight = self.weight.detach()
             del self.weight
@@ -115,15 +119,16 @@ class BilinearUpsample(nn.ConvTranspose2d):
     def reset_parameters(self) -> None:
         """Bilinear interpolation again; nothing random."""
         with torch.no_grad():
-            self.weight.copy_(bilinear_kernel(self.stride[0]))
+            self.weight.copy_(bilinear_kernel(self.stride[0], self.kernel_size[0]))
 
 
-def bilinear_kernel(stride: int) -> Tensor:
+def bilinear_kernel(stride: int, size: int | None = None) -> Tensor:
     """(k, k): the weights with which a transposed convolution interpolates; k = 2S for an even stride S, else 2S - 1.
 
-    Those that meet in one output cell add up to 1.
+    Those that meet in one output cell add up to 1. Of an even stride, too, `size` may be 2S - 1: then a cell of the output
+    lies where each of the input does.
     """
-    size = 2 * stride - stride % 2
+    size = 2 * stride - stride % 2 if size is None else size
     distance = (torch.arange(size) - (size - 1) / 2).abs()
     ramp = 1 - distance / stride
     return ramp[:, None] * ramp

@@ -18,6 +18,7 @@ from .protocol import Backbone
 SETTINGS = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1), (6, 160, 3, 2), (6, 320, 1, 1))
 # Index in `features` of the last layer at each stride 2, 4, 8, 16, 32, and that layer's channels.
 ENDS = {1: 1, 2: 3, 3: 6, 4: 13, 5: 18}
+C2_TO_C5 = (2, 3, 4, 5)
 CHANNELS = {1: 16, 2: 24, 3: 32, 4: 96, 5: 1280}
 # Stages to freeze are torchvision's: each begins with a strided block, and the last 1x1 convolution is one of its own.
 STAGES = {"stem": (0, 2), "stage2": (2, 4), "stage3": (4, 7), "stage4": (7, 14), "stage5": (14, 18), "last": (18, 19)}
@@ -32,26 +33,31 @@ class MobileNetV2(Backbone):
         tf_padding: pad strided convolutions as TensorFlow does ("SAME": right and below only, where the size is even),
             for weights that come from there, and expect pixels x / 127.5 - 1 as those do. Such weights under symmetric
             padding see everything half a pixel off in each of five layers.
+        output_stride: 32, or 16 or 8 to keep the last one or two stages at that stride with dilated convolutions
+            instead (DeepLab).
 
     Raises:
-        ValueError: `out_stages` out of range.
+        ValueError: `out_stages` or `output_stride` out of range.
     """
 
     def __init__(
         self,
         *,
         norm: Norm = nn.BatchNorm2d,
-        out_stages: Sequence[int] = (2, 3, 4, 5),
+        out_stages: Sequence[int] = C2_TO_C5,
         tf_padding: bool = False,
+        output_stride: int = 32,
     ) -> None:
         super().__init__()
+        if output_stride not in (8, 16, 32):
+            raise ValueError(f"output_stride must be 8, 16 or 32, got {output_stride}")
         if not out_stages or list(out_stages) != sorted(set(out_stages) & ENDS.keys()):
             raise ValueError(
                 f"out_stages must be ascending numbers from 1 to 5, e.g. (2, 3, 4, 5), got {tuple(out_stages)}"
             )
         if tf_padding:
             self.mean = self.std = (0.5, 0.5, 0.5)
-        self.strides = tuple(2**stage for stage in out_stages)
+        self.strides = tuple(min(2**stage, output_stride) for stage in out_stages)
         self.channels = tuple(CHANNELS[stage] for stage in out_stages)
         self.ends = tuple(ENDS[stage] for stage in out_stages)
         built = self.ends[-1] + 1
@@ -61,7 +67,7 @@ class MobileNetV2(Backbone):
             if start < built
         }
         conv = TFPadConv2d if tf_padding else nn.Conv2d
-        self.features = nn.Sequential(*_layers(norm, conv)[:built])
+        self.features = nn.Sequential(*_layers(norm, conv, output_stride)[:built])
         _initialise(self)
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -96,12 +102,22 @@ class InvertedResidual(nn.Module):
     """1x1 up, depthwise 3x3, linear 1x1 down, and the shortcut where shapes allow (figure 4)."""
 
     def __init__(
-        self, in_channels: int, channels: int, *, stride: int, expansion: int, norm: Norm, conv: type[nn.Conv2d]
+        self,
+        in_channels: int,
+        channels: int,
+        *,
+        stride: int,
+        expansion: int,
+        norm: Norm,
+        conv: type[nn.Conv2d],
+        dilation: int = 1,
     ) -> None:
         super().__init__()
         width = in_channels * expansion
         expand = [] if expansion == 1 else [_conv_norm_relu(in_channels, width, 1, norm=norm)]
-        depthwise = _conv_norm_relu(width, width, 3, stride=stride, groups=width, norm=norm, conv=conv)
+        depthwise = _conv_norm_relu(
+            width, width, 3, stride=stride, groups=width, norm=norm, conv=conv, dilation=dilation
+        )
         self.conv = nn.Sequential(*expand, depthwise, nn.Conv2d(width, channels, 1, bias=False), norm(channels))
         self.shortcut = stride == 1 and in_channels == channels
 
@@ -120,16 +136,26 @@ class TFPadConv2d(nn.Conv2d):
         return F.conv2d(x, self.weight, self.bias, self.stride, 0, self.dilation, self.groups)
 
 
-def _layers(norm: Norm, conv: type[nn.Conv2d]) -> list[nn.Module]:
+def _layers(norm: Norm, conv: type[nn.Conv2d], output_stride: int) -> list[nn.Module]:
     layers: list[nn.Module] = [_conv_norm_relu(3, 32, 3, stride=2, norm=norm, conv=conv)]
-    in_channels = 32
+    in_channels, so_far, dilation = 32, 2, 1  # so_far: the stride that weights were trained at
     for expansion, channels, depth, first_stride in SETTINGS:
+        so_far *= first_stride
+        stride = first_stride if so_far <= output_stride else 1
         for i in range(depth):
-            stride = first_stride if i == 0 else 1
+            # Dilation makes up for strides left out so far; a stage's first block still sees the spacing before it.
             layers.append(
-                InvertedResidual(in_channels, channels, stride=stride, expansion=expansion, norm=norm, conv=conv)
+                InvertedResidual(
+                    in_channels,
+                    channels,
+                    stride=stride if i == 0 else 1,
+                    expansion=expansion,
+                    norm=norm,
+                    conv=conv,
+                    dilation=dilation,
+                )
             )
-            in_channels = channels
+            in_channels, dilation = channels, max(so_far // output_stride, 1)
     return [*layers, _conv_norm_relu(in_channels, CHANNELS[5], 1, norm=norm)]
 
 
@@ -142,8 +168,10 @@ def _conv_norm_relu(
     stride: int = 1,
     groups: int = 1,
     conv: type[nn.Conv2d] = nn.Conv2d,
+    dilation: int = 1,
 ) -> nn.Sequential:
-    layer = conv(in_channels, channels, kernel, stride, kernel // 2, groups=groups, bias=False)
+    padding = dilation * (kernel // 2)
+    layer = conv(in_channels, channels, kernel, stride, padding, dilation, groups=groups, bias=False)
     return nn.Sequential(layer, norm(channels), nn.ReLU6(inplace=True))
 
 
@@ -154,14 +182,18 @@ def _initialise(model: nn.Module) -> None:
             nn.init.kaiming_normal_(module.weight, mode="fan_out")
 
 
-def mobilenet_v2(*, norm: Norm = nn.BatchNorm2d) -> MobileNetV2:
+def mobilenet_v2(
+    *, norm: Norm = nn.BatchNorm2d, out_stages: Sequence[int] = C2_TO_C5, output_stride: int = 32
+) -> MobileNetV2:
     """The body with c2..c5, 2.2 million parameters."""
-    return MobileNetV2(norm=norm)
+    return MobileNetV2(norm=norm, out_stages=out_stages, output_stride=output_stride)
 
 
-def mobilenet_v2_tf(*, norm: Norm = nn.BatchNorm2d) -> MobileNetV2:
+def mobilenet_v2_tf(
+    *, norm: Norm = nn.BatchNorm2d, out_stages: Sequence[int] = C2_TO_C5, output_stride: int = 32
+) -> MobileNetV2:
     """The body for weights from TensorFlow: its padding, and pixels from -1 to 1."""
-    return MobileNetV2(norm=norm, tf_padding=True)
+    return MobileNetV2(norm=norm, out_stages=out_stages, tf_padding=True, output_stride=output_stride)
 
 
 def mobilenet_v2_fpn(*, norm: Norm = nn.BatchNorm2d) -> BackboneWithFPN:

@@ -27,7 +27,7 @@ OLD_TORCHVISION = (
     (r"rpn\.head\.conv\.(weight|bias)$", r"rpn.head.conv.0.0.\1"),
 )
 # Where a backbone's body lies in a model's state dict and in a training checkpoint; the second "body" is a pyramid's.
-BACKBONE_OF = r"((detector|captioner)\.)?backbone\.(body\.)*"
+BACKBONE_OF = r"((detector|captioner|segmenter)\.)?backbone\.(body\.)*"
 
 
 @dataclass

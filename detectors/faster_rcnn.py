@@ -10,7 +10,7 @@ Letters: B images, H, W pixels of the frame, K proposals, C categories, D detect
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ from .roi_pool import RoIAlign, RoIPool
 from .rpn import RPN, Proposals, RPNHead
 from .wide_head import gaussian_predictor, wide_head
 
+M = TypeVar("M", bound="FasterRCNN")
 # Boxes of a single map that enter the suppression; fewer would leave less than the usual 300 proposals.
 CANDIDATES = 2000
 
@@ -68,7 +69,7 @@ class FasterRCNN(Detector):
                 label -1 as padding.
         """
         features = self.backbone(self.normalize(images, sizes))
-        own = self.rpn(features, sizes, images.shape[-2:])
+        own = self.rpn(self._seen(features), sizes, images.shape[-2:])
         return Outputs(features, own if proposals is None else _replaced(own, proposals))
 
     def losses(self, outputs: Outputs, targets: Instances) -> dict[str, Tensor]:
@@ -94,6 +95,10 @@ class FasterRCNN(Detector):
         proposals = self(images, sizes).proposals
         return Instances(proposals.boxes, proposals.valid.long() - 1, proposals.scores)
 
+    def _seen(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The maps that the RPN looks at: all, unless it has anchors for the last ones alone."""
+        return features[-self.rpn.anchors.num_levels :]
+
     def _pooled(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         """The maps that regions are pooled from: the pyramid without its extra coarse level."""
         return features[: len(self.roi_heads.pool.strides)]
@@ -104,7 +109,7 @@ def _replaced(own: Proposals, given: Instances) -> Proposals:
     valid = given.labels >= 0
     boxes = torch.where(valid[..., None], given.boxes, 0)  # padding is undefined
     scores = torch.where(valid, 1.0 if given.scores is None else given.scores, 0.0)
-    return own._replace(boxes=boxes, scores=scores, valid=valid)
+    return own._replace(boxes=boxes, scores=scores, valid=valid, idxs=None)
 
 
 def faster_rcnn(
@@ -146,7 +151,7 @@ def faster_rcnn(
     architecture = {"name": "faster_rcnn", "arguments": dict(locals())}
     body = build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
     head = TwoLayerHead(body.channels[0], width=head_width, ranks=truncated)
-    rpn = _rpn(body, anchor_sizes, proposals=proposals, score_threshold=proposal_score)
+    rpn = rpn_over(body, anchor_sizes, proposals=proposals, score_threshold=proposal_score)
     return _with_pyramid(body, rpn, head, num_classes, detections, architecture, weights, samples=samples)
 
 
@@ -167,7 +172,7 @@ def faster_rcnn_v2(
     """
     architecture = {"name": "faster_rcnn_v2", "arguments": dict(locals())}
     body = build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
-    rpn = _rpn(body, ((32,), (64,), (128,), (256,), (512,)), proposals=proposals, depth=2)
+    rpn = rpn_over(body, ((32,), (64,), (128,), (256,), (512,)), proposals=proposals, depth=2)
     return _with_pyramid(body, rpn, ConvHead(body.channels[0]), num_classes, detections, architecture, weights)
 
 
@@ -186,7 +191,7 @@ def faster_rcnn_mobilenet_v3(
     body = build_backbone(
         "mobilenet_v3_large_fpn", norm=norm, weights=backbone_weights, trainable_stages=trainable_stages
     )
-    rpn = _rpn(body, ((32, 64, 128, 256, 512),) * 3, proposals=proposals, score_threshold=0.05)
+    rpn = rpn_over(body, ((32, 64, 128, 256, 512),) * 3, proposals=proposals, score_threshold=0.05)
     return _with_pyramid(body, rpn, TwoLayerHead(body.channels[0]), num_classes, detections, architecture, weights)
 
 
@@ -212,10 +217,10 @@ def faster_rcnn_c4(
     width = body.channels[-1]
     head = StageHead(body.take_last_stage(), width)
     single = LastMap(body)
-    rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
+    rpn = rpn_over(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
     pool = RoIAlign(single.strides, output_size=14)
     roi_heads = RoIHead(pool, head, BoxPredictor(width, num_classes), detections=detections)
-    return _finished(single, rpn, roi_heads, architecture, weights)
+    return finished(FasterRCNN(single, rpn, roi_heads), architecture, weights)
 
 
 def faster_rcnn_c5(
@@ -241,15 +246,15 @@ def faster_rcnn_c5(
     """
     architecture = {"name": "faster_rcnn_c5", "arguments": dict(locals())}
     single = LastMap(build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages))
-    rpn = _rpn(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
+    rpn = rpn_over(single, (tuple(anchor_sizes),), proposals=proposals, candidates=CANDIDATES)
     head = wide_head(backbone, single.channels[0], head_width, weights=backbone_weights, ranks=truncated)
     pool = RoIPool(single.strides, output_size=head.bins)
     predictor = gaussian_predictor(head_width, num_classes)
     roi_heads = RoIHead(pool, head, predictor, samples=samples, detections=detections, box_beta=1.0)
-    return _finished(single, rpn, roi_heads, architecture, weights)
+    return finished(FasterRCNN(single, rpn, roi_heads), architecture, weights)
 
 
-def _rpn(
+def rpn_over(
     body: Backbone,
     anchor_sizes: Sequence[Sequence[float]],
     *,
@@ -287,13 +292,26 @@ def _with_pyramid(
     pool = RoIAlign([stride for stride in body.strides if stride <= 32])
     predictor = BoxPredictor(head.width, num_classes)
     roi_heads = RoIHead(pool, head, predictor, samples=samples, detections=detections)
-    return _finished(body, rpn, roi_heads, architecture, weights)
+    return finished(FasterRCNN(body, rpn, roi_heads), architecture, weights)
 
 
-def _finished(body: Backbone, rpn: RPN, roi_heads: RoIHead, architecture: dict, weights: str | None) -> FasterRCNN:
-    model = FasterRCNN(body, rpn, roi_heads)
+def finished(
+    model: M,
+    architecture: dict,
+    weights: str | None,
+    *,
+    last_layers: Sequence[str] = ("roi_heads.box_predictor.",),
+    rename: Sequence[tuple[str, str]] = OLD_TORCHVISION,
+) -> M:
+    """What every builder of this family ends with: weights, ours or torchvision's, and with COCO's its categories.
+
+    Args:
+        model, architecture, weights: see `finish`.
+        last_layers: prefixes of what starts at random with another number of classes than the weights'.
+        rename: of torchvision's older keys.
+    """
     name = f"{architecture['name']}:{architecture['arguments'].get('backbone', '')}"
-    finish(model, architecture, weights, name=name, rename=OLD_TORCHVISION, allow_missing=("roi_heads.box_predictor.",))
+    finish(model, architecture, weights, name=name, rename=rename, allow_missing=last_layers)
     if weights == "coco" and len(model.categories) == len(COCO_91):
         model.categories = list(COCO_91)
     return model

@@ -12,6 +12,7 @@ from .sliding_window import SlidingWindow
 PROPOSERS: dict[str, Proposer] = {
     "selective_search": SelectiveSearch(mode="fast"),
     "selective_search_quality": SelectiveSearch(mode="quality"),
+    "selective_search_regions": SelectiveSearch(mode="fast", masks=28),
     "sliding_window": SlidingWindow(),
 }
 

@@ -149,7 +149,7 @@ def rcnn(
         machines: the last layers are those of `training.region_machines.fit_region_machines`, which sets this; else softmax.
     """
     architecture = {"name": "rcnn", "arguments": dict(locals())}
-    network = _network(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
+    network = region_network(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
     roi_heads = RegionHead(
         Warp(size, context),
         network.describe,
@@ -162,7 +162,8 @@ def rcnn(
     return finish(model, architecture, weights, allow_missing=("roi_heads.box_predictor.",))
 
 
-def _network(name: str, *, norm: str, weights: str | None, trainable_stages: int | None) -> RegionNetwork:
+def region_network(name: str, *, norm: str, weights: str | None, trainable_stages: int | None) -> RegionNetwork:
+    """The network of that name, of `CLASSIFIERS` without its last layer or of `BACKBONES`; arguments as for `rcnn`."""
     if name not in CLASSIFIERS and not name.startswith("timm:"):
         body = build_backbone(name, norm=norm, weights=weights, trainable_stages=trainable_stages)
         return RegionNetwork(body, body.channels[-1])

@@ -24,6 +24,11 @@ def group(segments: Segments, measures: str) -> np.ndarray:
     Returns:
         (R, 4) int64 xyxy, in the order of making: first the superpixels, last the whole picture.
     """
+    return grouped(segments, measures).boxes
+
+
+def grouped(segments: Segments, measures: str) -> Grouping:
+    """A hierarchy that is made: as `group`, whose boxes are these regions'."""
     regions = Grouping(segments, measures)
     neighbours = _neighbours(segments)
     first, second = segments.pairs.T
@@ -44,7 +49,7 @@ def group(segments: Segments, measures: str) -> np.ndarray:
             neighbours[other] -= {i, j}
             neighbours[other].add(new)
             heappush(heap, (-similarity, other, new))
-    return regions.boxes
+    return regions
 
 
 def _neighbours(segments: Segments) -> list[set[int] | None]:
@@ -67,6 +72,7 @@ class Grouping:
             raise ValueError(f'measures are letters of "CTSF", got {measures!r}')
         self.count = len(segments.sizes)
         self._measures = measures
+        self._superpixels, self._parts = self.count, []
         self._area = float(segments.sizes.sum())
         parts = {"C": segments.colour, "T": segments.texture}
         histograms = [part for letter, part in parts.items() if letter in measures]
@@ -88,8 +94,17 @@ class Grouping:
         share = np.float32(sizes[i] / sizes[new])
         histograms[new] = share * histograms[i] + (1 - share) * histograms[j]
         np.maximum(self._corners[i], self._corners[j], out=self._corners[new])
+        self._parts.append((i, j))
         self.count += 1
         return new
+
+    def members(self) -> np.ndarray:
+        """(N, S) bool: which superpixels each region is made of."""
+        members = np.zeros((self.count, self._superpixels), bool)
+        np.fill_diagonal(members, True)
+        for new, (i, j) in enumerate(self._parts, self._superpixels):
+            np.logical_or(members[i], members[j], out=members[new])
+        return members
 
     def similarity(self, i: int | np.ndarray, j: np.ndarray) -> np.ndarray:
         """(N,) float64 sums of the measures, each in [0, 1], between regions: i is (N,) or one number, j is (N,)."""

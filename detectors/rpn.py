@@ -32,6 +32,7 @@ class Proposals(NamedTuple):
         boxes: (B, K, 4), the proposals, best first, clipped to their image; no gradient.
         scores: (B, K), the proposals' objectness in [0, 1]; no gradient.
         valid: (B, K) bool; false where an image has fewer than K proposals.
+        idxs: (B, K) int64, the anchor that each proposal was made from; None where proposals come from elsewhere.
     """
 
     logits: Tensor
@@ -40,6 +41,7 @@ class Proposals(NamedTuple):
     boxes: Tensor
     scores: Tensor
     valid: Tensor
+    idxs: Tensor | None = None
 
 
 class RPN(nn.Module):
@@ -90,25 +92,30 @@ class RPN(nn.Module):
 
     def _propose(
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """The best boxes of each level, suppressed within the level, then the best of all levels: boxes, scores, valid."""
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The best boxes of each level, suppressed within it, then the best of all levels: boxes, scores, valid, idxs."""
         levels = [self._candidates(*level, sizes) for level in zip(logits, deltas, anchors, strict=True)]
-        most = max(scores.shape[1] for scores, _ in levels)
-        scores = torch.stack([F.pad(s, (0, most - s.shape[1]), value=-torch.inf) for s, _ in levels], dim=1)
-        boxes = torch.stack([F.pad(b, (0, 0, 0, most - b.shape[1])) for _, b in levels], dim=1)  # (B, L, most, 4)
+        most = max(scores.shape[1] for scores, _, _ in levels)
+        scores = torch.stack([F.pad(s, (0, most - s.shape[1]), value=-torch.inf) for s, _, _ in levels], dim=1)
+        boxes = torch.stack([F.pad(b, (0, 0, 0, most - b.shape[1])) for _, b, _ in levels], dim=1)  # (B, L, most, 4)
+        first = [sum(len(level) for level in anchors[:i]) for i in range(len(anchors))]
+        idxs = [F.pad(i + start, (0, most - i.shape[1])) for (_, _, i), start in zip(levels, first, strict=True)]
         kept = nms(boxes.flatten(0, 1), scores.flatten(0, 1) > -torch.inf, self.iou_threshold).view_as(scores)
         scores = torch.where(kept, scores, -torch.inf).flatten(1)
         scores, order = scores.topk(min(self.post_nms, scores.shape[1]), dim=1)
         valid = scores > -torch.inf
-        return torch.where(valid[..., None], gather(boxes.flatten(1, 2), order), 0), scores.sigmoid(), valid
+        boxes = torch.where(valid[..., None], gather(boxes.flatten(1, 2), order), 0)
+        return boxes, scores.sigmoid(), valid, gather(torch.cat(idxs, dim=1), order)
 
-    def _candidates(self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor) -> tuple[Tensor, Tensor]:
-        """One level's best (scores, boxes): (B, k) logits, -inf where a box is too small or too faint, and (B, k, 4)."""
+    def _candidates(
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """One level's best: logits (B, k), -inf where a box is too small or too faint, boxes (B, k, 4), anchors (B, k)."""
         scores, idxs = full_precision(logits).topk(min(self.pre_nms, logits.shape[1]), dim=1)
         boxes = clip(decode(gather(full_precision(deltas), idxs), anchors[idxs]), sizes)
         sides = boxes[..., 2:] - boxes[..., :2]
         good = (sides >= self.min_side).all(dim=-1) & (scores.sigmoid() > self.score_threshold)
-        return torch.where(good, scores, -torch.inf), boxes
+        return torch.where(good, scores, -torch.inf), boxes, idxs
 
     def losses(self, proposals: Proposals, targets: Instances) -> dict[str, Tensor]:
         """Objectness (binary cross-entropy) and box (smooth L1) loss of sampled anchors (Faster R-CNN, eq. 1).

@@ -49,7 +49,7 @@ def wide_head(
         weights: of the backbone, from which fc6 and fc7 start too if the file has both, in the right shape.
         ranks: see `TwoLayerHead`.
     """
-    layers = _fully_connected(backbone)
+    layers = fully_connected(backbone)
     bins, dropout = (7, 0.0) if layers is None else (layers.cells, DROPOUT)
     head = TwoLayerHead(channels, bins, width, dropout=dropout, ranks=ranks)
     if weights is None:
@@ -61,7 +61,7 @@ def wide_head(
     return head
 
 
-def _fully_connected(backbone: str) -> FullyConnected | None:
+def fully_connected(backbone: str) -> FullyConnected | None:
     """The hidden layers of the classifier of that name, if it ends in two of them."""
     if backbone not in CLASSIFIERS:
         return None

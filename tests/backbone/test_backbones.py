@@ -84,6 +84,15 @@ def test_every_builder_is_called_alike():
         assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in parameters.values()), name
 
 
+def test_maps_and_strides_that_can_be_chosen():
+    assert build_backbone("vgg11", out_stages=("pool3", "pool5")).strides == (8, 32)
+    assert build_backbone("resnet18", out_stages=(4, 5), output_stride=8).strides == (8, 8)
+    with pytest.raises(ValueError, match=r"vgg11 has no output_stride to choose, got output_stride=16.*resnet50"):
+        build_backbone("vgg11", output_stride=16)
+    with pytest.raises(ValueError, match="timm:resnet18 has no out_stages to choose"):
+        build_backbone("timm:resnet18", out_stages=(4,))
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [("resnet50_pfn", "did you mean 'resnet50_fpn'"), ("zzz", "There are: resnet10_narrow, resnet10_narrow_fpn")],

@@ -36,6 +36,32 @@ def test_out_stages_build_no_more_than_they_give():
         MobileNetV2(out_stages=(4, 3))
 
 
+@pytest.mark.parametrize("tf_padding", [False, True])
+@pytest.mark.parametrize("output_stride", [8, 16])
+def test_dilated_as_far_as_strided(output_stride, tf_padding):
+    """The dilated network holds, at some of its cells, what the strided one computes from the same pixels."""
+    strided = MobileNetV2(tf_padding=tf_padding).eval()
+    dilated = MobileNetV2(tf_padding=tf_padding, output_stride=output_stride).eval()
+    dilated.load_state_dict(strided.state_dict())
+    images = torch.randn(1, 3, 512, 512)
+    with torch.no_grad():
+        coarse, fine = strided(images)[-1], dilated(images)[-1]
+    assert dilated.strides == tuple(min(stride, output_stride) for stride in (4, 8, 16, 32))
+    assert fine.shape[-1] == 512 // output_stride
+    step = 32 // output_stride
+    first = step - 1 if tf_padding else 0  # TensorFlow's windows begin at the first pixel of even sizes
+    found, inside = (
+        fine[..., first::step, first::step],
+        (..., slice(4, -4), slice(4, -4)),
+    )  # borders are padded otherwise
+    torch.testing.assert_close(found[inside], coarse[inside], rtol=1e-3, atol=1e-4)
+
+
+def test_output_stride_is_checked():
+    with pytest.raises(ValueError, match="output_stride must be 8, 16 or 32, got 4"):
+        MobileNetV2(output_stride=4)
+
+
 @pytest.mark.parametrize("size", [7, 8, 15, 16])
 def test_tf_padding(size):
     """TensorFlow's rule, by hand: https://www.tensorflow.org/api_docs/python/tf/nn#notes_on_padding_2"""

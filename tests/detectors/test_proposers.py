@@ -10,6 +10,7 @@ from sightline.detectors.sliding_window import SlidingWindow
 KNOWN = {
     "selective_search": SelectiveSearch(mode="fast", limit=50),
     "selective_search_quality": SelectiveSearch(mode="quality", limit=50),
+    "selective_search_regions": SelectiveSearch(mode="fast", limit=50, masks=28),
     "sliding_window": SlidingWindow(limit=50),
 }
 

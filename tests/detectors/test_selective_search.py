@@ -11,7 +11,7 @@ import pytest
 
 from sightline.datasets.proposals import Regions
 from sightline.datasets.shapes import draw, read_shapes, shapes_table
-from sightline.detectors.region_grouping import Grouping, group
+from sightline.detectors.region_grouping import Grouping, group, grouped
 from sightline.detectors.selective_search import MODES, SelectiveSearch, reduce
 from sightline.detectors.superpixels import (
     COLOUR_SPACES,
@@ -217,7 +217,7 @@ def test_threads_do_not_matter():
 def sound(found, image):
     """Whether boxes and scores are as every proposer's must be."""
     height, width = image.shape[:2]
-    boxes, scores = found
+    boxes, scores, _ = found
     inside = (boxes[:, :2] >= 0).all() and (boxes[:, 2:] <= (width, height)).all()
     return (
         boxes.dtype == scores.dtype == np.float32
@@ -236,7 +236,7 @@ def test_boxes_are_sound(mode):
     assert np.min(found.boxes[:, 2:] - found.boxes[:, :2]) >= 8
     before = PICTURE.copy()
     fewer = SelectiveSearch(mode, limit=10)(PICTURE)
-    assert same(fewer, (found.boxes[:10], found.scores[:10]))
+    assert same(fewer, (found.boxes[:10], found.scores[:10], None))
     assert np.array_equal(PICTURE, before)
 
 
@@ -274,6 +274,51 @@ def test_strange_sizes(size, mode):
 def test_one_colour_gives_the_picture():
     image = np.full((40, 60, 3), 90, np.uint8)
     assert SelectiveSearch()(image).boxes.tolist() == [[0, 0, 60, 40]]
+
+
+# -- Masks --
+
+
+def test_members_are_the_superpixels_of_a_region():
+    segments = segments_of(PICTURE)
+    regions, parts = Grouping(segments, "C"), [{i} for i in range(len(segments.sizes))]
+    for i, j in ((0, 1), (3, 2), (len(parts), 5), (len(parts) + 2, len(parts) + 1)):
+        regions.merge(i, j)
+        parts.append(parts[i] | parts[j])
+    assert [set(np.flatnonzero(row)) for row in regions.members()] == parts
+
+
+def test_masks_change_no_box():
+    plain, masked = SelectiveSearch()(PICTURE), SelectiveSearch(masks=12)(PICTURE)
+    assert np.array_equal(plain.boxes, masked.boxes)
+    assert np.array_equal(plain.scores, masked.scores)
+    assert plain.masks is None
+    assert masked.masks.shape == (len(masked.boxes), 12, 12)
+    assert masked.masks.dtype == bool
+    assert masked.masks.any((1, 2)).all()
+
+
+def test_masks_are_their_regions():
+    """Against every region of every hierarchy drawn on the picture: some has the mask's box and its pixels."""
+    found, side = SelectiveSearch(masks=16)(PICTURE), 16
+    drawn = {}
+    for space in MODES["fast"].spaces:
+        picture = to_colour_space(PICTURE, space)
+        for k in MODES["fast"].scales:
+            labels = segment(picture, k)
+            for measures in MODES["fast"].measures:
+                regions = grouped(describe(labels, picture, texture_bins(picture)), measures)
+                for box, members in zip(regions.boxes.tolist(), regions.members(), strict=True):
+                    drawn.setdefault(tuple(box), []).append(members[labels])
+    for box, mask in zip(found.boxes.astype(int).tolist(), found.masks, strict=True):
+        x0, y0, x1, y1 = box
+        rows = [y0 + int((i + 0.5) / side * (y1 - y0)) for i in range(side)]
+        columns = [x0 + int((j + 0.5) / side * (x1 - x0)) for j in range(side)]
+        assert any(np.array_equal(picture[np.ix_(rows, columns)], mask) for picture in drawn[tuple(box)])
+
+
+def test_a_picture_that_cannot_be_cut_is_a_region_that_fills_it():
+    assert SelectiveSearch(masks=5)(np.zeros((40, 50, 3), np.uint8)).masks.tolist() == np.ones((1, 5, 5), bool).tolist()
 
 
 def test_grey_pictures():
@@ -327,7 +372,7 @@ def test_bad_settings(name):
 
 
 def test_keys_tell_settings_apart():
-    settings = [{}, {"mode": "quality"}, {"limit": 1}, {"seed": 1}, {"side": 1}, {"least": 1}]
+    settings = [{}, {"mode": "quality"}, {"limit": 1}, {"seed": 1}, {"side": 1}, {"least": 1}, {"masks": 7}]
     keys = {SelectiveSearch(**some).key for some in settings}
     assert len(keys) == len(settings)
     assert all("format 2" in key for key in keys)
