@@ -8,8 +8,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..datasets.mask_encoding import from_compact
+from ..datasets.run_lengths import RunLengths
 from ..datasets.structures import Instances
 from .records import Detections, Truth
+
+# Values of masks that wait to be drawn at their pictures' resolution: 256 MB, after which there is a stall.
+_WAITING = 1 << 26
 
 
 class DetectionCollector:
@@ -29,8 +34,15 @@ class DetectionCollector:
         self._ids: list[np.ndarray] = []  # (n,) image id of each row
         self._fresh: list[np.ndarray] = []  # (n,) bool, false for rows of an image that came before
         self._seen: dict[int, None] = {}
+        self._drawn: list[RunLengths] = []  # of the first rows
+        self._waiting: list[tuple[Tensor, Tensor, np.ndarray]] = []  # of the others: masks, boxes, pictures' sizes
 
-    def update(self, instances: Instances | Sequence[Instances], image_ids: Sequence[int]) -> None:
+    def update(
+        self,
+        instances: Instances | Sequence[Instances],
+        image_ids: Sequence[int],
+        sizes: Sequence[tuple[int, int]] | None = None,
+    ) -> None:
         """Adds a batch. The tensors stay where they are, and are copied, so the caller may reuse its buffers.
 
         An image that came before is left out: samplers that spread images over processes repeat some to even them out.
@@ -38,6 +50,7 @@ class DetectionCollector:
         Args:
             instances: padded (B, N), or B single images, with scores, in pixels of the original pictures.
             image_ids: B ids, those of the data set's table.
+            sizes: B (height, width) of the original pictures, in which masks are drawn; without sizes, masks are left out.
 
         Raises:
             ValueError: the counts differ, or there are no scores.
@@ -49,12 +62,30 @@ class DetectionCollector:
         if len(counts) != len(image_ids):
             raise ValueError(f"{len(counts)} images of detections, but {len(image_ids)} image ids")
         self._chunks.extend([_pack(image) for image in images])  # first, for it may raise
+        if sizes is not None and images and images[0].masks is not None:
+            self._keep_masks(images, np.repeat(np.array(sizes, np.int64).reshape(-1, 2), counts, axis=0))
         fresh = []
         for i in image_ids:
             fresh.append(i not in self._seen)
             self._seen[i] = None
         self._ids.append(np.repeat(np.array(image_ids, np.int64), counts))
         self._fresh.append(np.repeat(np.array(fresh, bool), counts))
+
+    def _keep_masks(self, images: list[Instances], sizes: np.ndarray) -> None:
+        """Masks are many numbers, and the few that their outlines come to take a stall: so they wait for one another."""
+        side = images[0].masks.shape[-1]
+        masks = torch.cat([image.masks.detach().reshape(-1, side, side) for image in images]).float()
+        boxes = torch.cat([image.boxes.detach().reshape(-1, 4) for image in images]).float()
+        known = torch.cat([image.labels.reshape(-1) for image in images]) >= 0
+        self._waiting.append((masks, torch.where(known[:, None], boxes, 0), sizes))  # padding is drawn as nothing
+        if sum(masks.numel() for masks, _, _ in self._waiting) > _WAITING:
+            self._draw()
+
+    def _draw(self) -> None:
+        """Draws the masks that wait: a synchronisation."""
+        for masks, boxes, sizes in self._waiting:
+            self._drawn.append(from_compact(masks.cpu().numpy(), boxes.cpu().numpy(), sizes))
+        self._waiting = []
 
     @property
     def image_ids(self) -> np.ndarray:
@@ -71,6 +102,7 @@ class DetectionCollector:
             merged._ids += part._ids
             merged._fresh += [fresh & ~np.isin(ids, known) for fresh, ids in zip(part._fresh, part._ids, strict=True)]
             merged._seen |= part._seen
+            merged._drawn += part._drawn
         return merged
 
     def gather(self) -> DetectionCollector:
@@ -85,6 +117,8 @@ class DetectionCollector:
         """The same in one piece on the CPU: the one synchronisation."""
         copy = DetectionCollector()
         copy._seen = dict(self._seen)
+        self._draw()
+        copy._drawn = [RunLengths.concatenate(self._drawn)] if self._drawn else []
         if self._chunks:
             copy._chunks = [torch.cat(self._chunks).cpu()]
             copy._ids, copy._fresh = [np.concatenate(self._ids)], [np.concatenate(self._fresh)]
@@ -108,7 +142,9 @@ class DetectionCollector:
         keep = fresh & (table[:, 5] >= 0)
         image, table = truth.rows_of(ids[keep]), table[keep]
         landmarks = table[:, 6:].reshape(len(table), -1, 2) if table.shape[1] > 6 else None
-        return Detections(image, table[:, :4], table[:, 5].astype(np.int64), table[:, 4], landmarks=landmarks)
+        masks = whole._drawn[0].select(keep) if whole._drawn else None
+        columns = (table[:, :4], table[:, 5].astype(np.int64), table[:, 4])
+        return Detections(image, *columns, landmarks=landmarks, masks=masks)
 
 
 def _pack(instances: Instances) -> Tensor:

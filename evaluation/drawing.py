@@ -1,4 +1,5 @@
-"""Boxes with names on pictures: one picture annotated, or truth on the left and predictions on the right.
+"""Boxes with names on pictures, over masks where there are any: one picture annotated, or truth on the left and predictions
+on the right.
 
 Drawn with Pillow: a video frame takes milliseconds, and names may have any of DejaVu Sans's letters (Latin, Greek,
 Cyrillic and more).
@@ -15,8 +16,10 @@ import numpy as np
 from matplotlib.colors import hsv_to_rgb, to_rgb
 from PIL import Image, ImageDraw, ImageFont
 
+from ..datasets.run_lengths import RunLengths
 from ..datasets.structures import Instances
 from . import lettering
+from .mask_drawing import masks_of, paint_masks
 from .plots import COLOURS, INK, MUTED
 
 MAX_LABELS = 12  # objects in a panel above which names go to a legend and leave the picture clear
@@ -35,7 +38,7 @@ def annotate(
     dashed: np.ndarray | None = None,
     named: bool = True,
 ) -> np.ndarray:
-    """A picture with boxes and landmarks; lines and letters grow with the picture.
+    """A picture with masks, boxes and landmarks; lines and letters grow with the picture.
 
     Colours stand for categories; for ids where objects have any, so that one sees which are the same.
 
@@ -54,16 +57,18 @@ def annotate(
     """
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
         raise ValueError(f"image must be (H, W, 3) uint8, got {image.shape} {image.dtype}")
+    boxes, labels = instances.boxes.float().cpu().numpy(), instances.labels.tolist()
+    ids = None if instances.ids is None else instances.ids.tolist()
+    colours = [colour_of(number) for number in (labels if ids is None else ids)]
+    if instances.masks is not None:
+        image = paint_masks(image, masks_of(instances, image.shape[:2]), colours)
     picture = Image.fromarray(image)
     pen = ImageDraw.Draw(picture, "RGBA")  # blends what is drawn; the picture stays RGB
     side = math.sqrt(image.shape[0] * image.shape[1])
     line, font = max(2, round(side / 320)), lettering.font(max(11, round(side / 46)))
-    boxes, labels = instances.boxes.float().cpu().numpy(), instances.labels.tolist()
     # Large boxes first, so that small ones and their names stay on top.
     order = np.argsort(-(boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]), kind="stable").tolist()
     places = [_whole(box) for box in boxes]
-    ids = None if instances.ids is None else instances.ids.tolist()
-    colours = [colour_of(number) for number in (labels if ids is None else ids)]
     for i in order:
         _outline(pen, places[i], colours[i], line, dashed=dashed is not None and bool(dashed[i]))
     for i in order if instances.landmarks is not None else ():
@@ -161,6 +166,8 @@ def draw_comparison(
     *,
     missed: np.ndarray | None = None,
     wrong: np.ndarray | None = None,
+    true_masks: RunLengths | None = None,
+    found_masks: RunLengths | None = None,
 ) -> None:
     """One picture twice, with its objects and with what was found. Colours stand for categories.
 
@@ -172,19 +179,23 @@ def draw_comparison(
         path: the PNG or JPEG.
         missed: (N,) bool, true objects drawn dashed; none by default.
         wrong: (N,) bool, predictions drawn dashed; none by default.
+        true_masks, found_masks: of the objects and of the detections; by default those that they have themselves.
 
     Raises:
         ValueError: the image is not (H, W, 3) uint8.
     """
     legend = max(len(truth), len(predictions)) > MAX_LABELS
     titles, panels = [], []
-    for instances, dashed, (title, fault) in (
-        (truth, missed, ("truth", "missed")),
-        (predictions, wrong, ("prediction", "wrong")),
+    for instances, masks, dashed, (title, fault) in (
+        (truth, true_masks, missed, ("truth", "missed")),
+        (predictions, found_masks, wrong, ("prediction", "wrong")),
     ):
         faults = 0 if dashed is None else int(np.sum(dashed))
         titles.append(f"{title}: {len(instances)}" + (f", {faults} {fault} (dashed)" if faults else ""))
-        panels.append(annotate(*_scaled(image, instances), names, dashed=dashed, named=not legend))
+        ground = (
+            image if masks is None else paint_masks(image, masks, [colour_of(k) for k in instances.labels.tolist()])
+        )
+        panels.append(annotate(*_scaled(ground, instances), names, dashed=dashed, named=not legend))
     labels = sorted({*truth.labels.tolist(), *predictions.labels.tolist()}) if legend else []
     _side_by_side(titles, panels, {_name(names, label): colour_of(label) for label in labels}).save(path, quality=90)
 

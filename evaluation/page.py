@@ -124,7 +124,14 @@ class Pictures:
         truth, predictions = _instances(self.truth, objects), _instances(self.detections, found)
         predictions = replace(predictions, scores=torch.tensor(self.detections.scores[found]))
         missed, wrong = self.missed[objects], self.wrong[found]
-        draw_comparison(pixels, truth, predictions, self.categories, path, missed=missed, wrong=wrong)
+        true_masks, found_masks = (
+            None if record.masks is None else record.masks.select(rows)
+            for record, rows in ((self.truth, objects), (self.detections, found))
+        )
+        draw_comparison(
+            pixels, truth, predictions, self.categories, path, missed=missed, wrong=wrong, true_masks=true_masks,
+            found_masks=found_masks,
+        )  # fmt: skip
         return f"<figure>{image(path)}{caption}</figure>"
 
     def name(self, row: int) -> str:
@@ -142,16 +149,16 @@ def worst_first(mistakes: np.ndarray) -> list[int]:
     return np.argsort(-mistakes, kind="stable").tolist()
 
 
-def most_confused(matrix: np.ndarray, names: Sequence[str]) -> str:
-    """A table of the ten most frequent confusions of one category with another."""
+def most_confused(matrix: np.ndarray, names: Sequence[str], *, counted: str = "times") -> str:
+    """A table of the ten most frequent confusions of one category with another; the matrix has `counted` in its cells."""
     counts = matrix[: len(names), : len(names)] * ~np.eye(len(names), dtype=bool)
     order = np.argsort(-counts, axis=None, kind="stable")[:10]
     pairs = [divmod(int(i), len(names)) for i in order if counts.flat[i]]
     shown, totals = [escape(name) for name in names], matrix.sum(1)
     rows = [
-        [f"{shown[t]} taken for {shown[p]}", str(counts[t, p]), percent(counts[t, p] / totals[t])] for t, p in pairs
+        [f"{shown[t]} taken for {shown[p]}", f"{counts[t, p]:,}", percent(counts[t, p] / totals[t])] for t, p in pairs
     ]
-    return table(("most often confused", "times", "percent of the true"), rows) if rows else ""
+    return table(("most often confused", counted, "percent of the true"), rows) if rows else ""
 
 
 def percent(value: float) -> str:

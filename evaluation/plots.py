@@ -89,13 +89,15 @@ def plot_confusion(
     """A confusion matrix, coloured by each row's shares; counts are written in where they fit.
 
     Args:
-        matrix: (C + 1, C + 1), rows true, columns predicted, background last; or (C, C + 1) without background's row.
+        matrix: (C + 1, C + 1), rows true, columns predicted, background last; or (C, C + 1) without background's row; or
+            (C, C) where nothing is background and nothing missed.
         categories: C names.
         path: the PNG.
         title: what stands above.
     """
     rows, size = matrix.shape
     names = [clean(name, 22) for name in categories]
+    columns = [*names, "missed"][:size]
     side = float(np.clip(0.42 * size, 3.2, 14))
     font = float(np.clip(72 * side / size * 0.66, 3.5, 9))
     figure = Figure(figsize=(side + 2.6, side + 2.2), layout="constrained")
@@ -103,12 +105,13 @@ def plot_confusion(
     dress_axes(axes, title, "predicted", "true")
     shares = matrix / np.maximum(matrix.sum(1, keepdims=True), 1)
     picture = axes.imshow(shares, cmap=SHADES, vmin=0, vmax=1)
-    upright = max(map(len, [*names, "missed"])) * font * 0.65 > 72 * side / size
-    axes.set_xticks(range(size), [*names, "missed"], rotation=90 if upright else 0, fontsize=font)
+    upright = max(map(len, ["", *columns])) * font * 0.65 > 72 * side / size
+    axes.set_xticks(range(size), columns, rotation=90 if upright else 0, fontsize=font)
     axes.set_yticks(range(rows), [*names, "background"][:rows], fontsize=font)
     axes.grid(False)
-    axes.axvline(size - 1.5, color=MUTED, linewidth=0.8)
-    if rows == size:
+    if size > len(names):
+        axes.axvline(size - 1.5, color=MUTED, linewidth=0.8)
+    if rows > len(names):
         axes.axhline(size - 1.5, color=MUTED, linewidth=0.8)
     if size <= 25:
         for row, column in np.argwhere(matrix > 0):

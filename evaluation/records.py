@@ -11,7 +11,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..datasets.table import Table
+from ..datasets.mask_encoding import SegmentationError, from_coco
+from ..datasets.run_lengths import RunLengths
+from ..datasets.table import DataError, Table
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,8 @@ class Truth:
         box_area: (K,) float64, width times height. Given by readers of xywh files, because (x + w) - x is not always w,
             and one bit decides whether an overlap of one half is a match; else computed from the boxes.
         landmarks: (K, P, 2) float64, (x, y) in pixels, NaN where not known; None where there are none.
+        masks: K masks of their pictures; None where there are none, or nobody asked.
+        sizes: (I, 2) int64, the pictures' (H, W); None where not known.
 
     Raises:
         ValueError: a column has the wrong shape, image ids repeat, or an image row does not exist.
@@ -44,6 +48,8 @@ class Truth:
     difficult: np.ndarray
     box_area: np.ndarray | None = None
     landmarks: np.ndarray | None = None
+    masks: RunLengths | None = None
+    sizes: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         _convert(self, image_ids=np.int64, image=np.int64, boxes=np.float64, labels=np.int64, area=np.float64)
@@ -51,15 +57,29 @@ class Truth:
         _fill_area(self, "box_area")
         _check_columns(self, ("labels", "area", "crowd", "difficult", "box_area"), rows=len(self.image_ids))
         _check_landmarks(self)
+        _check_masks(self)
+        if self.sizes is not None and np.shape(self.sizes) != (len(self.image_ids), 2):
+            raise ValueError(
+                f"sizes must be ({len(self.image_ids)}, 2) to go with image_ids, got {np.shape(self.sizes)}"
+            )
         if len(np.unique(self.image_ids)) != len(self.image_ids):
             values, counts = np.unique(self.image_ids, return_counts=True)
             raise ValueError(f"image_ids must be unique; {values[counts > 1][:3].tolist()} occur more than once")
 
     @staticmethod
-    def from_table(table: Table) -> Truth:
-        """The truth in a data set's table."""
+    def from_table(table: Table, *, masks: bool = False) -> Truth:
+        """The truth in a data set's table.
+
+        Args:
+            table: the annotations.
+            masks: with the objects' masks; all of its box for an object that has none.
+
+        Raises:
+            DataError: masks are asked for, and no object has one, or one cannot be used.
+        """
         columns = (table.image, table.boxes, table.labels, table.area, table.crowd, table.difficult)
-        return Truth(table.image_ids, *columns, landmarks=table.landmarks)
+        drawn = _masks_of(table) if masks else None
+        return Truth(table.image_ids, *columns, landmarks=table.landmarks, masks=drawn, sizes=table.sizes)
 
     def rows_of(self, image_ids: np.ndarray) -> np.ndarray:
         """The row of each image id; -1 for an id that is not here."""
@@ -85,10 +105,27 @@ class Truth:
         keep = new_row[self.image] >= 0
         columns = {name: getattr(self, name)[keep] for name in _TRUTH_COLUMNS}
         columns["landmarks"] = None if self.landmarks is None else self.landmarks[keep]
+        columns["masks"] = None if self.masks is None else self.masks.select(keep)
+        columns["sizes"] = None if self.sizes is None else self.sizes[rows]
         return replace(self, **columns | {"image_ids": self.image_ids[rows], "image": new_row[self.image[keep]]})
 
 
 _TRUTH_COLUMNS = ("image", "boxes", "labels", "area", "crowd", "difficult", "box_area")
+
+
+def _masks_of(table: Table) -> RunLengths:
+    if table.segmentations is None and len(table.image):
+        raise DataError(f"{table.describe()}: no object has a mask, so that none can be scored")
+    boxes = table.boxes[:, [0, 1, 2, 1, 2, 3, 0, 3]].tolist()
+    given = [one or [box] for one, box in zip(table.segmentations or (), boxes, strict=True)]
+    try:
+        return from_coco(given, table.sizes[table.image])
+    except SegmentationError as error:
+        row = int(table.image[error.row])
+        number = error.row - int(table.offsets[row])
+        raise DataError(
+            f"{table.paths[row]}, object {number} from 0: its segmentation cannot be used ({error})"
+        ) from None
 
 
 @dataclass(frozen=True)
@@ -100,8 +137,9 @@ class Detections:
         boxes: (D, 4) float64, xyxy in pixels of the original picture.
         labels: (D,) int64, 0..C-1.
         scores: (D,) float32 or float64, finite.
-        area: (D,) float64, in square pixels; the box's unless given (a mask's own area for mask AP).
+        area: (D,) float64, in square pixels; the box's unless given.
         landmarks: (D, P, 2) float64, (x, y) in pixels; None where there are none.
+        masks: D masks of their pictures; None where there are none.
 
     Raises:
         ValueError: a column has the wrong shape, or a score is not finite.
@@ -113,6 +151,7 @@ class Detections:
     scores: np.ndarray
     area: np.ndarray | None = None
     landmarks: np.ndarray | None = None
+    masks: RunLengths | None = None
 
     def __post_init__(self) -> None:
         _convert(self, image=np.int64, boxes=np.float64, labels=np.int64)
@@ -121,6 +160,7 @@ class Detections:
         _fill_area(self, "area")
         _check_columns(self, ("labels", "scores", "area"), rows=None)
         _check_landmarks(self)
+        _check_masks(self)
         if not np.isfinite(self.scores).all():
             row = int(np.flatnonzero(~np.isfinite(self.scores))[0])
             raise ValueError(f"scores must be finite; detection {row} has {self.scores[row]}")
@@ -131,8 +171,9 @@ class Detections:
     def select(self, keep: np.ndarray) -> Detections:
         """The detections that a mask or rows pick."""
         landmarks = None if self.landmarks is None else self.landmarks[keep]
+        masks = None if self.masks is None else self.masks.select(keep)
         columns = (self.image, self.boxes, self.labels, self.scores, self.area)
-        return Detections(*(column[keep] for column in columns), landmarks=landmarks)
+        return Detections(*(column[keep] for column in columns), landmarks=landmarks, masks=masks)
 
 
 def check_labels(truth: Truth, detections: Detections, num_classes: int) -> None:
@@ -176,3 +217,8 @@ def _check_landmarks(record: Truth | Detections) -> None:
     shape = record.landmarks.shape
     if len(shape) != 3 or (shape[0], shape[2]) != (len(record.boxes), 2):
         raise ValueError(f"landmarks must be ({len(record.boxes)}, P, 2) to go with boxes, got {shape}")
+
+
+def _check_masks(record: Truth | Detections) -> None:
+    if record.masks is not None and len(record.masks) != len(record.boxes):
+        raise ValueError(f"there must be {len(record.boxes)} masks to go with boxes, got {len(record.masks)}")

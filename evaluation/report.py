@@ -11,6 +11,7 @@ import numpy as np
 from .coco import CocoResult
 from .confidence import confidence_curves, image_errors
 from .confusion import confusion_matrix
+from .instances import InstanceResult
 from .localization import LocalizationResult
 from .localization_report import localization_sections
 from .page import (
@@ -34,7 +35,7 @@ def write_report(
     folder: str | Path,
     truth: Truth,
     detections: Detections,
-    result: CocoResult | LocalizationResult,
+    result: CocoResult | InstanceResult | LocalizationResult,
     inputs: ReportInputs | None = None,
 ) -> Path:
     """Writes report.html, and its charts and pictures into report/.
@@ -43,7 +44,7 @@ def write_report(
         folder: made if missing; an older report there is replaced.
         truth: K objects.
         detections: D detections.
-        result: of `evaluate_coco` or `evaluate_localization` on these.
+        result: of `evaluate_coco`, `evaluate_instances` or `evaluate_localization` on these.
         inputs: title, pictures and the like.
 
     Returns:
@@ -74,8 +75,19 @@ def coco_sections(
     ]  # fmt: skip
 
 
+def instance_sections(
+    folder: Path, truth: Truth, detections: Detections, result: InstanceResult, inputs: ReportInputs
+) -> list[str]:
+    """What a report says of detections with masks: all of it by masks, and the headline by boxes too."""
+    headline, *others = coco_sections(folder, truth, detections, result.masks, inputs)
+    summary = result.boxes.summary()
+    boxes = table(tuple(summary), [[*map(percent, summary.values())]])
+    return [f"<h2>By masks</h2>{headline}", f"<h2>By boxes</h2>{boxes}", *others]
+
+
 SECTIONS: dict[type, Callable[..., list[str]]] = {
     CocoResult: coco_sections,
+    InstanceResult: instance_sections,
     LocalizationResult: localization_sections,
 }
 

@@ -5,30 +5,36 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
+from ..datasets.mask_encoding import SegmentationError, from_coco
+from ..datasets.run_lengths import RunLengths
 from ..datasets.table import DataError
 from .json_records import check, column, is_whole, kind, load_json
 from .records import Detections, Truth
 
 
-def read_results(path: str | Path, truth: Truth, category_ids: Sequence[int] | np.ndarray) -> Detections:
+def read_results(
+    path: str | Path, truth: Truth, category_ids: Sequence[int] | np.ndarray, *, masks: bool = False
+) -> Detections:
     """Detections from a results.json: a list of {image_id, category_id, bbox: [x, y, width, height], score}.
 
     Boxes stay in float64, and areas are width times height as written, so that scores equal those of COCO's own code.
-    Other keys (segmentation) are not read.
 
     Args:
         path: the file.
         truth: whose images the detections are of.
         category_ids: (C,) the file's id of each label.
+        masks: read `segmentation` too, run lengths or polygons; then a file may leave out every bbox, and boxes are
+            those around the masks.
 
     Raises:
         DataError: the file is not there, no JSON or no such list, or a record lacks a key, names an unknown image or
-            category, has a box that is not four finite numbers of no negative size, or a score that is no finite
-            number.
+            category, has a box that is not four finite numbers of no negative size, a score that is no finite number,
+            or a segmentation that cannot be used.
     """
     path = Path(path)
     records = load_json(path)
@@ -37,22 +43,51 @@ def read_results(path: str | Path, truth: Truth, category_ids: Sequence[int] | n
             f"{path}: expected a list of detections, got a JSON {kind(records)}. Results files hold a list; "
             "an object with images and annotations is truth"
         )
-    columns = {key: column(path, records, key) for key in ("image_id", "category_id", "bbox", "score")}
+    columns = {key: column(path, records, key) for key in ("image_id", "category_id", "score")}
     for key, good, expected in (
         ("image_id", is_whole, "a whole number"),
         ("category_id", is_whole, "a whole number"),
-        ("bbox", _is_box, "[x, y, width, height], finite, of no negative size"),
         ("score", _is_finite, "a finite number"),
     ):
         check(path, columns[key], key, good, expected)
-    xywh = np.array(columns["bbox"], np.float64).reshape(-1, 4)
     image_ids = np.array(columns["image_id"], np.int64)
     image = truth.rows_of(image_ids)
     _check_known(path, image, image_ids, "image_id", f"the truth has {len(truth.image_ids)} images")
     given = np.array(columns["category_id"], np.int64)
     labels = _labels(given, np.asarray(category_ids, np.int64))
     _check_known(path, labels, given, "category_id", f"the truth has {_some(category_ids)}")
-    return Detections(image, _to_xyxy(xywh), labels, np.array(columns["score"], np.float64), xywh[:, 2] * xywh[:, 3])
+    drawn = _masks(path, records, _sizes_of(truth, image)) if masks else None
+    without_boxes = drawn is not None and not any("bbox" in record for record in records)
+    xywh = _boxes_around(drawn) if without_boxes else _boxes(path, records)
+    scores = np.array(columns["score"], np.float64)
+    return Detections(image, _to_xyxy(xywh), labels, scores, xywh[:, 2] * xywh[:, 3], masks=drawn)
+
+
+def _boxes(path: Path, records: list[dict]) -> np.ndarray:
+    """(N, 4) float64, xywh, each checked."""
+    boxes = column(path, records, "bbox")
+    check(path, boxes, "bbox", _is_box, "[x, y, width, height], finite, of no negative size")
+    return np.array(boxes, np.float64).reshape(-1, 4)
+
+
+def _boxes_around(masks: RunLengths) -> np.ndarray:
+    """(N, 4) float64, xywh."""
+    boxes = masks.boxes.astype(np.float64)
+    return np.hstack([boxes[:, :2], boxes[:, 2:] - boxes[:, :2]])
+
+
+def _masks(path: Path, records: list[dict], sizes: np.ndarray) -> RunLengths:
+    """The masks of records of pictures of these (N, 2) sizes."""
+    try:
+        return from_coco(column(path, records, "segmentation"), sizes)
+    except SegmentationError as error:
+        raise DataError(f"{path}: record {error.row}: its segmentation cannot be used: {error}") from None
+
+
+def _sizes_of(truth: Truth, image: np.ndarray) -> np.ndarray:
+    if truth.sizes is None:
+        raise ValueError("to read masks the truth must know its pictures' sizes; read it with masks, too")
+    return truth.sizes[image]
 
 
 def write_results(
@@ -60,14 +95,17 @@ def write_results(
     detections: Detections,
     truth_image_ids: Sequence[int] | np.ndarray,
     category_ids: Sequence[int] | np.ndarray,
+    *,
+    polygons: bool = False,
 ) -> None:
     """Writes detections as COCO's results.json, which `read_results` and COCO's own code read.
 
     Args:
         path: the file; replaced if there is one.
-        detections: D detections.
+        detections: D detections; masks are written where there are any, as COCO's strings of run lengths.
         truth_image_ids: (I,) ids by `detections.image`.
         category_ids: (C,) ids by `detections.labels`.
+        polygons: write masks as polygons instead, along the edges of their pixels; COCO's own code scores no such results.
     """
     boxes = detections.boxes
     columns = zip(
@@ -78,20 +116,28 @@ def write_results(
         strict=True,
     )
     records = [{"image_id": i, "category_id": c, "bbox": box, "score": score} for i, c, box, score in columns]
+    if detections.masks is not None:
+        segmentations = detections.masks.to_polygons() if polygons else detections.masks.to_coco()
+        records = [record | {"segmentation": one} for record, one in zip(records, segmentations, strict=True)]
     Path(path).write_text(json.dumps(records), encoding="utf-8")
 
 
-def read_coco_truth(path: str | Path) -> tuple[Truth, list[str], np.ndarray]:
+def read_coco_truth(path: str | Path, *, masks: bool = False) -> tuple[Truth, list[str], np.ndarray]:
     """Truth from a COCO instances.json, unrepaired: no box is clipped or dropped, all stay in float64.
 
     A data set's table repairs boxes for training, which moves scores a little; these are the ones that COCO's code
     gives.
 
+    Args:
+        path: the file.
+        masks: with the objects' masks, drawn exactly as COCO's code draws them.
+
     Returns:
         The truth, C category names and (C,) category ids, both by ascending id.
 
     Raises:
-        DataError: the file is not there, no JSON, or lacks images, annotations, categories or a record's key.
+        DataError: the file is not there, no JSON, or lacks images, annotations, categories or a record's key, or a
+            segmentation cannot be used.
     """
     path = Path(path)
     content = load_json(path)
@@ -101,11 +147,9 @@ def read_coco_truth(path: str | Path) -> tuple[Truth, list[str], np.ndarray]:
         )
     names = dict(zip(*(column(path, content["categories"], key) for key in ("id", "name")), strict=True))
     category_ids = np.array(sorted(names), np.int64)
-    image_ids = np.unique(np.array(column(path, content["images"], "id"), np.int64))
+    image_ids, first = np.unique(np.array(column(path, content["images"], "id"), np.int64), return_index=True)
     annotations = content["annotations"]
-    boxes = column(path, annotations, "bbox")
-    check(path, boxes, "bbox", _is_box, "[x, y, width, height], finite, of no negative size")
-    xywh = np.array(boxes, np.float64).reshape(-1, 4)
+    xywh = _boxes(path, annotations)
     given_image, given_label = (
         np.array(column(path, annotations, key), np.int64) for key in ("image_id", "category_id")
     )
@@ -116,7 +160,20 @@ def read_coco_truth(path: str | Path) -> tuple[Truth, list[str], np.ndarray]:
     area = np.array([a.get("area", fallback) for a, fallback in zip(annotations, box_area, strict=True)], np.float64)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
     truth = Truth(image_ids, image, _to_xyxy(xywh), labels, area, crowd, np.zeros_like(crowd), box_area)
+    if masks:
+        sizes = _picture_sizes(path, content["images"])[first]
+        truth = replace(truth, masks=_masks(path, annotations, sizes[image]), sizes=sizes)
     return truth, [str(names[i]) for i in sorted(names)], category_ids
+
+
+def _picture_sizes(path: Path, images: list[dict]) -> np.ndarray:
+    """(I, 2) int64, (H, W), in the file's order."""
+    sides = [column(path, images, key) for key in ("height", "width")]
+    for key, values in zip(("height", "width"), sides, strict=True):
+        check(
+            path, values, key, lambda value: is_whole(value) and value > 0, "a positive whole number, to draw masks in"
+        )
+    return np.array(sides, np.int64).T.reshape(-1, 2)
 
 
 def _is_finite(value: object) -> bool:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .pairs import box_overlap, overlapping_pairs, run_starts
+from .pairs import Overlap, box_overlap, overlapping_pairs, run_starts
 from .records import Detections, Truth, check_labels
 
 
@@ -58,6 +58,7 @@ def evaluate_voc(
     iou: float = 0.5,
     eleven_point: bool = False,
     plus_one: bool = False,
+    overlap: Overlap | None = None,
 ) -> VocResult:
     """Scores detections as Pascal VOC does.
 
@@ -68,6 +69,7 @@ def evaluate_voc(
         iou: least overlap of a right detection, > 0.
         eleven_point: the mean of the precision at recall 0, 0.1, … 1 (VOC 2007), instead of the area under the curve.
         plus_one: widths are x1 - x0 + 1, as in the devkit, whose coordinates are inclusive pixel indices.
+        overlap: the overlap of given (detection rows, truth rows), for crowds like for others; by default that of boxes.
 
     Raises:
         ValueError: iou is not in (0, 1], a label has no category, or an image row does not exist.
@@ -77,7 +79,9 @@ def evaluate_voc(
     check_labels(truth, detections, len(categories))
     order = np.lexsort((truth.image_ids[detections.image], -detections.scores, detections.labels))
     void = np.append(truth.difficult | truth.crowd, False)  # the last for detections that found nothing, -1
-    found = _best_truth(truth, detections, order, iou, plus_one)
+    # A crowd's overlap is like any other's here.
+    overlap = overlap or box_overlap(ordinary(truth), detections, pixel=float(plus_one))
+    found = _best_truth(truth, detections, order, iou, overlap)
     first = np.zeros(len(order), bool)
     first[np.unique(found, return_index=True)[1]] = True
     judged = ~void[found]
@@ -96,13 +100,17 @@ def evaluate_voc(
     return VocResult(list(categories), np.array(ap, float), precision, recall, positives)
 
 
-def _best_truth(truth: Truth, detections: Detections, order: np.ndarray, iou: float, plus_one: bool) -> np.ndarray:
+def ordinary(truth: Truth) -> Truth:
+    """The truth with crowds that overlap like single objects: by the union, not by the detection's own area."""
+    return replace(truth, crowd=np.zeros_like(truth.crowd))
+
+
+def _best_truth(truth: Truth, detections: Detections, order: np.ndarray, iou: float, overlap: Overlap) -> np.ndarray:
     """(D,) in the given order of detections: the row of the truth each overlaps most, if enough; else -1."""
     images = len(truth.image_ids)
-    ordinary = replace(truth, crowd=np.zeros_like(truth.crowd))  # a crowd's overlap is like any other's here
     pairs = overlapping_pairs(
         (detections.labels * images + detections.image)[order], truth.labels * images + truth.image,
-        box_overlap(ordinary, detections, pixel=float(plus_one)), at_least=iou, detection_rows=order,
+        overlap, at_least=iou, detection_rows=order,
     )  # fmt: skip
     # The first of each detection's pairs once the largest overlap stands first; ties keep the order of the truths.
     best = np.lexsort((-pairs.overlap, pairs.detection))

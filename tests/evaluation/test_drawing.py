@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
+from sightline.datasets.mask_encoding import from_windows
 from sightline.datasets.structures import Instances
 from sightline.evaluation.drawing import annotate, colour_of
+from sightline.evaluation.mask_drawing import OPACITY, paint_masks
 
 NAMES = ["person", "Straßenbahn", "велосипед"]
 
@@ -109,3 +111,29 @@ def test_ids_have_colours_and_stand_by_the_name():
     assert (image[100, 160] == colour_of(4)).all()
     # The name stands above its box, as wide as it is long.
     assert (image[55, :150] != 128).any(-1).sum() > (without[55, :150] != 128).any(-1).sum() + 5
+
+
+def test_masks_are_tinted_within_a_line():
+    """What is under a mask shines through; the ground beside it stays."""
+    found = objects([100, 60, 200, 150])
+    found.masks = torch.zeros(1, 10, 10)
+    found.masks[:, :, :5] = 1  # the left half
+    without = annotate(grey(200, 300), objects([100, 60, 200, 150]), NAMES, named=False)
+    image = annotate(grey(200, 300), found, NAMES, named=False)
+    expected = np.round(128 * (1 - OPACITY) + np.array(colour_of(0)) * OPACITY)
+    np.testing.assert_allclose(image[90, 120], expected, atol=1)
+    assert (image[90, 180] == 128).all()
+    edge = np.abs(image[90, 145:152].astype(int) - colour_of(0)).sum(-1)
+    assert edge.min() < 20  # a line in the full colour
+    changed = (image != without).any(-1)
+    assert not changed[:, 153:].any()
+    assert changed[65:145, 105:148].all()
+
+
+def test_small_masks_lie_over_large_ones():
+    square = np.ones((40, 40), np.uint8)
+    masks = from_windows([square[:10, :10], square], [(10, 10), (0, 0)], [(40, 60)] * 2)
+    for order in ([0, 1], [1, 0]):
+        image = paint_masks(grey(40, 60), masks.select(np.array(order)), [[(255, 0, 0), (0, 255, 0)][k] for k in order])
+        assert image[15, 15, 0] > image[30, 30, 0]
+    assert (paint_masks(grey(40, 60), masks.select(np.zeros(0, int)), []) == 128).all()

@@ -112,7 +112,7 @@ def test_truth_from_a_table_and_from_the_file(tmp_path):
     assert truth.crowd.tolist() == [True, False]
 
     columns = ("image_ids", "image", "boxes", "labels", "area", "crowd", "difficult", "landmarks")
-    table = SimpleNamespace(**{name: getattr(truth, name) for name in columns})
+    table = SimpleNamespace(**{name: getattr(truth, name) for name in columns}, sizes=None)
     copy = Truth.from_table(table)
     assert all(np.array_equal(getattr(copy, name), getattr(truth, name)) for name in columns)
 
