@@ -3,17 +3,22 @@
     sightline benchmark best.ckpt faster_rcnn torchvision:fasterrcnn_resnet50_fpn --size 800 1216 --batch 1 8
     sightline benchmark runs/a/best.ckpt runs/b/best.ckpt --data coco/ --split val --json table.json
     sightline benchmark faster_rcnn@coco torchvision:fasterrcnn_resnet50_fpn@coco --data coco/
+    sightline benchmark mask_rcnn.ckpt torchvision:maskrcnn_resnet50_fpn@coco --data coco/     # AP of boxes and of masks
+    sightline benchmark fcn32s.ckpt fcn8s.ckpt torchvision:fcn_resnet50 --data camvid/ --split test
     sightline benchmark captioner.ckpt other.ckpt --data flickr8k/ --split test --batch 1 32
     sightline benchmark lineage --help                          # R-CNN, Fast and Faster R-CNN, trained and timed
 
-A MODEL is a checkpoint, or the name of a detector of ours or of torchvision's. A name's weights are random, unless some
+A MODEL is a checkpoint, or the name of a model of ours or of torchvision's. A name's weights are random, unless some
 come after an "@" (a path or "coco"). Models with random weights, or without the data's categories, are timed and not
 scored; mind that torchvision's need the less time the less they find.
 
 How they are timed: the models take turns, round by round, so that a machine that slows down slows all of them; after a
 warm-up, medians over the rounds. All get the same pictures, uint8 in the host's memory, and give final boxes. Stages
 are timed in rounds of their own with a synchronisation after each, so that on a GPU they add up to a little more: input
-(transfer and normalisation), backbone, proposals, head (all the rest, suppression too).
+(transfer and normalisation), backbone, proposals, head (all the rest, suppression too). Masks are final within their boxes;
+nobody's are drawn at the picture's size before they are scored.
+
+Segmenters are timed from pixels to label maps, at the size that each brings the data's first picture to.
 
 Captioners are timed from pixels to sentences' words, each with greedy search and with a beam of 5; their last stage, decoder,
 is all after the backbone.
@@ -31,19 +36,22 @@ from pathlib import Path
 
 import torch
 
-from sightline.datasets.data_module import DetectionData
 from sightline.datasets.picture_data import default_workers
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
-from sightline.tools.benchmark_models import build, has_weights
+from sightline.tools.benchmark_models import build, has_weights, kind_of
 from sightline.tools.benchmark_speed import REST, STAGES, Row, Timing, aligned, memory_kind, number, time_models
+from sightline.tools.evaluate import objects
 from sightline.tools.main import run
-from sightline.tools.model_names import is_captioner
+from sightline.tools.model_names import Kind
 from sightline.tools.number_options import positive
 from sightline.training import score
 
 SIZE = (800, 1216)  # height and width of timed pictures
+ANSWERS: dict[Kind, str] = {"detector": "objects", "segmenter": "label maps", "captioner": "sentences"}
+# Who compares what this module does not.
+OTHERS: dict[Kind, str] = {"captioner": "benchmark_captions", "segmenter": "benchmark_segmentation"}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -52,14 +60,12 @@ def main(argv: list[str] | None = None) -> int:
     if argv[:1] == ["lineage"]:
         return importlib.import_module("sightline.tools.benchmark_lineage").main(argv[1:])
     arguments = _arguments(argv)
-    if any(captioners := [is_captioner(spec) for spec in arguments.models]):
-        if not all(captioners):
-            one, other = (arguments.models[captioners.index(kind)] for kind in (True, False))
-            raise DataError(f"{one} writes sentences and {other} does not: no table compares the two, time them apart")
-        return importlib.import_module("sightline.tools.benchmark_captions").compare(arguments)
+    if (kind := _one_kind(arguments.models)) in OTHERS:
+        return importlib.import_module(f"sightline.tools.{OTHERS[kind]}").compare(arguments)
     device = usable_device(arguments.device)
-    table = _table(arguments.data, arguments.split) if arguments.data else None
     models = {spec: build(spec, device) for spec in dict.fromkeys(arguments.models)}
+    masks = any(model.task == "instance_segmentation" for model in models.values())
+    table = objects(arguments.data, arguments.split, masks=masks) if arguments.data else None
     print(machine(device))
     rows: list[Row] = []
     for batch_size in arguments.batch:
@@ -71,6 +77,21 @@ def main(argv: list[str] | None = None) -> int:
         about = {"memory": memory_kind(device), "size": arguments.size or SIZE}
         write_json(arguments, device, rows, about)
     return 0
+
+
+def _one_kind(specs: Sequence[str]) -> Kind:
+    """What all of these models are.
+
+    Raises:
+        DataError: they are of different kinds.
+    """
+    first, *others = [(spec, kind_of(spec)) for spec in specs]
+    for spec, kind in others:
+        if kind != first[1]:
+            raise DataError(
+                f"{first[0]} gives {ANSWERS[first[1]]} and {spec} {ANSWERS[kind]}: no table compares the two, time them apart"
+            )
+    return first[1]
 
 
 def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> None:
@@ -87,18 +108,20 @@ def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> 
             print(f"{spec}: not scored: {error}")
             continue
         summary = scored.result.summary()
-        if model.task != "detection":
+        if model.task not in ("detection", "instance_segmentation"):
             print(f"{spec}: " + "   ".join(f"{name} {value:.3f}" for name, value in summary.items()))
         for row in mine:
-            row.AP = summary.get("AP")
+            row.AP, row.mask_AP = summary.get("AP"), summary.get("mask_AP")
 
 
 def text_table(rows: list[Row]) -> str:
     """The table for people; a dash where something was not measured."""
     stages = list(dict.fromkeys([*STAGES.values(), REST]))
-    lines = [["model", "batch", "AP", "images/s", "ms", *stages, "M params", "GFLOP", "MiB"]]
+    scores = ["AP"] + ["mask_AP"] * any(row.mask_AP is not None for row in rows)
+    lines = [["model", "batch", *(name.replace("_", " ") for name in scores), "images/s", "ms", *stages]]
+    lines[0] += ["M params", "GFLOP", "MiB"]
     for row in rows:
-        numbers = [number(row.AP, 3), number(row.rate, 1), number(row.ms, 1)]
+        numbers = [number(getattr(row, name), 3) for name in scores] + [number(row.rate, 1), number(row.ms, 1)]
         numbers += [number(row.stages.get(stage), 1) for stage in stages]
         numbers += [number(row.parameters / 1e6, 2), number(row.gflops, 1), number(row.memory, 0)]
         lines.append([row.model, str(row.batch), *numbers])
@@ -118,13 +141,6 @@ def _processor() -> str:
     text = info.read_text() if info.exists() else ""
     name = text.partition("model name")[2].partition("\n")[0].strip("\t :")
     return name or platform.processor() or platform.machine()
-
-
-def _table(path: str, split: str) -> Table:
-    tables = DetectionData(path).tables
-    if split not in tables:
-        raise DataError(f"{path} has no split {split!r}, only {', '.join(tables)}")
-    return tables[split]
 
 
 def write_json(arguments: argparse.Namespace, device: torch.device, rows: Sequence[Timing], about: dict) -> None:
@@ -148,7 +164,11 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--data", metavar="PATH", help="a data set, or shapes: to score on, and to take pictures from")
     add("--split", default="val", help="of that data set (val)")
     add(
-        "--size", type=positive, nargs=2, metavar=("H", "W"), help="of timed pictures (800 1216; captioners: their own)"
+        "--size",
+        type=positive,
+        nargs=2,
+        metavar=("H", "W"),
+        help="of timed pictures (800 1216; segmenters and captioners: their own)",
     )
     add("--batch", type=positive, nargs="+", default=[1], metavar="B", help="pictures at a time (1)")
     add("--repeats", type=positive, default=10, metavar="N", help="timed rounds (10)")

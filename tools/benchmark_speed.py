@@ -73,12 +73,14 @@ class Row(Timing):
     Attributes:
         gflops: of one picture: matrix products and convolutions alone, a multiplication and its addition counting two.
         memory: peak in MiB, see `memory_kind`; None where it cannot be had.
-        AP: COCO's; None where it was not scored.
+        AP: COCO's, of boxes; None where it was not scored.
+        mask_AP: the same of masks; None where there are none.
     """
 
     gflops: float
     memory: float | None
     AP: float | None = None
+    mask_AP: float | None = None
 
 
 def time_models(
@@ -103,20 +105,27 @@ def time_models(
             times=timings[spec][0],
             stages=timings[spec][1],
             parameters=sum(p.numel() for p in model.parameters()),
-            gflops=_flops(model, pictures(table, 1, size, model.proposer)) / 1e9,
+            gflops=gflops(partial(detect, model, pictures(table, 1, size, model.proposer))),
             memory=_peak_memory(spec, model, batches[spec]),
         )
         for spec, model in models.items()
     ]
 
 
-def pictures(table: Table | None, number: int, size: tuple[int, int], proposer: Proposer | None = None) -> Batch:
+def pictures(
+    table: Table | None,
+    number: int,
+    size: tuple[int, int],
+    proposer: Proposer | None = None,
+    *,
+    multiple: int = STRIDE,
+) -> Batch:
     """The first `number` pictures of a data set, over again if need be, all brought to `size` (height, width).
 
-    A proposer adds its boxes.
+    A proposer adds its boxes. The frame's sides are multiples of `multiple`.
     """
     table = table or shapes_table("val", number, min(size))
-    frame = tuple(-(-side // STRIDE) * STRIDE for side in size)
+    frame = tuple(-(-side // multiple) * multiple for side in size)
     nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
     samples = []
     for i in range(number):
@@ -181,7 +190,7 @@ def _timed(model: nn.Module, job: Callable[[], object]) -> Callable[[], float]:
 
 def _staged(model: nn.Module, job: Callable[[], object]) -> Callable[[], dict[str, float]]:
     """The same job; returns the milliseconds of each stage, from the end of the one before to its own end."""
-    network = getattr(model, "network", model)
+    stages = {**dict(model.named_children()), **dict(getattr(model, "network", model).named_children())}
 
     def work() -> dict[str, float]:
         marks: list[tuple[str, float]] = []
@@ -190,7 +199,7 @@ def _staged(model: nn.Module, job: Callable[[], object]) -> Callable[[], dict[st
             marks.append((stage, _now(_device(model))))
 
         with ExitStack() as hooks:
-            for name, module in network.named_children():
+            for name, module in stages.items():
                 if name in STAGES:
                     hook = module.register_forward_hook(lambda *_, stage=STAGES[name]: mark(stage))
                     hooks.callback(hook.remove)
@@ -198,7 +207,10 @@ def _staged(model: nn.Module, job: Callable[[], object]) -> Callable[[], dict[st
             job()
             mark(REST)
         starts = [time for _, time in marks[:-1]]
-        return {stage: end - start for (stage, end), start in zip(marks[1:], starts, strict=True)}
+        times: dict[str, float] = {}
+        for (stage, end), start in zip(marks[1:], starts, strict=True):  # some networks come by a stage again
+            times[stage] = times.get(stage, 0.0) + end - start
+        return times
 
     return work
 
@@ -212,10 +224,11 @@ def _now(device: torch.device) -> float:
     return 1000 * time.perf_counter()
 
 
-def _flops(model: Detector, batch: Batch) -> int:
+def gflops(job: Callable[[], object]) -> float:
+    """How many milliards of operations a job takes, see `Row`."""
     with FlopCounterMode(display=False) as counter:
-        detect(model, batch)
-    return counter.get_total_flops()
+        job()
+    return counter.get_total_flops() / 1e9
 
 
 def _peak_memory(spec: str, model: Detector, batch: Batch) -> float | None:

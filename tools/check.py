@@ -2,6 +2,7 @@
 
     sightline check coco/
     sightline check data.yaml
+    sightline check camvid/
     sightline check flickr8k/
 
 Exit code 0 when a training could start, 1 when something has to be mended first.
@@ -25,8 +26,9 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument(
         "data",
         metavar="DATA",
-        help="a file or folder: COCO, Pascal VOC, YOLO, DeepPCB, MNIST, class folders; with sentences: COCO's captions, "
-        "Karpathy's splits, token files, CSV",
+        help="a file or folder: COCO, Pascal VOC, YOLO, DeepPCB, MNIST, class folders; masks of objects: numbered, or a "
+        "file for each; label maps: CamVid, Pascal VOC, images/ and masks/; with sentences: COCO's captions, Karpathy's "
+        "splits, token files, CSV",
     )
     parser.add_argument("--no-progress", action="store_true", help="show no progress bar")
     arguments = parser.parse_args(argv)

@@ -8,11 +8,15 @@ import sys
 import torch
 
 from sightline.backbone.layer_table import short
+from sightline.backbone.model import Model
 from sightline.datasets.table import DataError
-from sightline.detectors import Detector, augmented, average_weights, ensemble
+from sightline.detectors import Detector, augmented, ensemble
+from sightline.detectors.averaging import average_with
 from sightline.detectors.tiling import Tiling
 from sightline.detectors.truncated_svd import head_cost, truncate_head
-from sightline.tools.model_names import trained
+from sightline.segmentation import Segmenter, windowed
+from sightline.segmentation import augmented as augmented_segmenter
+from sightline.tools.model_names import MODELS, trained
 from sightline.tools.number_options import positive, scale
 
 
@@ -40,19 +44,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         type=scale,
         metavar="FACTOR",
-        help="look at each picture at these scales of the model's size, e.g. 0.75 1 1.25, and fuse what is found",
+        help="look at each picture at these scales of the model's size, e.g. 0.75 1 1.25, and fuse the answers",
     )
     parser.add_argument("--flip", action="store_true", help="look at each picture mirrored left to right, too")
     parser.add_argument("--upturn", action="store_true", help="look at each picture mirrored top to bottom, too")
 
 
 def add_tile_options(parser: argparse.ArgumentParser) -> None:
-    """`--tiles` and `--overlap`, for tools that look for objects in pictures; `tiling_of` reads them."""
+    """`--tiles` and `--overlap`; of detectors `tiling_of` reads them, of segmenters `load_segmenter`."""
     parser.add_argument(
-        "--tiles", type=positive, metavar="N", help="look at each picture in tiles of N pixels a side, and at the whole"
+        "--tiles",
+        type=positive,
+        metavar="N",
+        help="look at each picture in tiles of N pixels a side (for boxes at the whole, too)",
     )
     parser.add_argument(
-        "--overlap", type=float, metavar="SHARE", help="of --tiles: what two of them share of their side (0.2)"
+        "--overlap",
+        type=float,
+        metavar="SHARE",
+        help="of --tiles: what two of them share of their side (0.2; label maps 0.5)",
     )
 
 
@@ -62,13 +72,49 @@ def tiling_of(arguments: argparse.Namespace, model: Detector) -> Tiling | None:
     Raises:
         ValueError: numbers that cannot be, an overlap of nothing, or a model that answers for whole pictures.
     """
+    _require_tiles(arguments)
     if arguments.tiles is None:
-        if arguments.overlap is not None:
-            raise DataError("--overlap says what tiles share; say how large they are, too: --tiles 640")
         return None
     if model.task != "detection":
-        raise DataError(f"--tiles is for detectors; {arguments.checkpoint} is made for {model.task}: leave --tiles out")
+        raise DataError(
+            f"--tiles is for detectors of boxes and for label maps; {arguments.checkpoint} is made for "
+            f"{task_of(model)}: leave --tiles out"
+        )
     return Tiling(arguments.tiles) if arguments.overlap is None else Tiling(arguments.tiles, arguments.overlap)
+
+
+def _require_tiles(arguments: argparse.Namespace) -> None:
+    if arguments.tiles is None and arguments.overlap is not None:
+        raise DataError("--overlap says what tiles share; say how large they are, too: --tiles 640")
+
+
+def task_of(model: Model) -> str:
+    """What a model is made for, in words."""
+    return model.task.replace("_", " ")
+
+
+def load_segmenter(arguments: argparse.Namespace, device: torch.device) -> Segmenter:
+    """The segmenter of `arguments.checkpoint`, averaged with those of `--average`, in evaluation mode.
+
+    With `--multiscale` or `--flip` it looks at every picture several times; with `--tiles` at windows of the picture as it
+    is, whatever size the model is made for.
+
+    Raises:
+        WeightsError: a file cannot be loaded, or weights cannot be averaged.
+        ValueError: scales, tiles or an overlap that cannot be, or scales and tiles.
+    """
+    _require_tiles(arguments)
+    scales = arguments.multiscale or [1.0]
+    if arguments.tiles is not None and scales != [1.0]:
+        raise DataError("--tiles show a picture at its own size, --multiscale at others: leave one of them out")
+    model = _one(arguments, device)
+    if scales != [1.0] or arguments.flip:
+        model = augmented_segmenter(model, scales=scales, flip=arguments.flip)
+    if arguments.tiles is not None:
+        overlap = {} if arguments.overlap is None else {"overlap": arguments.overlap}
+        model = windowed(model, arguments.tiles, **overlap)
+        model.resize = ()
+    return model.eval()
 
 
 def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
@@ -84,9 +130,14 @@ def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
     return _augmented(_together(arguments, device), arguments)
 
 
-def _together(arguments: argparse.Namespace, device: torch.device) -> Detector:
+def _one(arguments: argparse.Namespace, device: torch.device) -> Model:
+    """The model of `arguments.checkpoint`, or the mean of several."""
     paths = [arguments.checkpoint, *arguments.average]
-    model = average_weights(paths, device=device).eval() if arguments.average else trained(paths[0], device)
+    return average_with(MODELS, paths, device).eval() if arguments.average else trained(paths[0], device)
+
+
+def _together(arguments: argparse.Namespace, device: torch.device) -> Detector:
+    model = _one(arguments, device)
     if model.task == "reconstruction":
         raise DataError(
             f"{arguments.checkpoint} is an autoencoder, which finds nothing to show or to score (its measure is val/loss in "
@@ -95,6 +146,7 @@ def _together(arguments: argparse.Namespace, device: torch.device) -> Detector:
     model = _truncated(model, arguments.svd, arguments.checkpoint)
     if not arguments.ensemble:
         return model
+    _require_boxes(model, arguments, "--ensemble")
     others = [_truncated(trained(path, device), arguments.svd, path) for path in arguments.ensemble]
     try:
         return ensemble([model, *others]).eval()
@@ -119,10 +171,19 @@ def _truncated(model: Detector, ranks: list[int] | None, path: str) -> Detector:
     return smaller
 
 
+def _require_boxes(model: Detector, arguments: argparse.Namespace, names: str) -> None:
+    if model.task == "instance_segmentation":
+        raise DataError(
+            f"{arguments.checkpoint} gives objects with masks, and of several answers boxes alone can be fused: "
+            f"leave out {names}"
+        )
+
+
 def _augmented(model: Detector, arguments: argparse.Namespace) -> Detector:
     scales = arguments.multiscale or [1.0]
     if scales == [1.0] and not (arguments.flip or arguments.upturn):
         return model
+    _require_boxes(model, arguments, "--multiscale, --flip and --upturn")
     try:
         return augmented(model, scales=scales, flip=arguments.flip, upturn=arguments.upturn)
     except ValueError as error:

@@ -3,9 +3,13 @@
     sightline convert VOC2007/ --to coco --out voc-as-coco/
     sightline convert coco/ --to yolo --out coco-as-yolo/ --split val --link
     sightline convert coco/ --to folders --out coco-crops/ --crops --min-side 16 --commonest 20
+    sightline convert nuclei/ --to coco --out nuclei-as-coco/          # numbered masks become COCO's segmentations
+    sightline convert coco/ --to masks --out coco-masks/               # a category for every pixel
 
 What a format cannot say is left out: masks in VOC and YOLO, crowds in YOLO (in VOC they become difficult objects). Class
-folders hold either pictures that are of one class as a whole, or, with --crops, one picture for every object.
+folders hold either pictures that are of one class as a whole, or, with --crops, one picture for every object. Masks are
+pictures in images/ and PNGs of the categories' numbers in masks/, with categories.csv beside them; they are drawn from the
+objects' outlines, or are those of a data set of label maps, which has no objects that another format could hold.
 """
 
 from __future__ import annotations
@@ -16,19 +20,21 @@ import shutil
 import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from sightline.datasets.coco import write_coco
 from sightline.datasets.folders import FolderSource, ObjectCrops, class_paths, write_crops
-from sightline.datasets.readers import Source, find, raise_if_fatal
+from sightline.datasets.readers import Source, raise_if_fatal
 from sightline.datasets.splits import without_unions
 from sightline.datasets.table import DataError, Table, nearest
 from sightline.datasets.voc import write_voc
 from sightline.datasets.yolo import write_yolo
+from sightline.tools.convert_masks import require_parts, source_of, write_masks
 
-FORMATS = ("coco", "voc", "yolo", "folders")
+FORMATS = ("coco", "voc", "yolo", "folders", "masks")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -95,7 +101,7 @@ def convert(
 
     Args:
         data: a file or folder in any known format.
-        to: "coco", "voc", "yolo" or "folders".
+        to: "coco", "voc", "yolo", "folders" or "masks".
         out: the folder to make.
         split: only this one.
         link: make symbolic links to the pictures instead of copies.
@@ -112,7 +118,7 @@ def convert(
     """
     out = Path(out)
     _require_possible(to, out, link, crops)
-    source = find(data)
+    source = source_of(data, masks=to == "masks")
     if split is not None and split not in source.splits:
         raise DataError(f"{data}: no split {split!r}; there are {', '.join(source.splits) or 'none'}")
     splits = [split] if split else without_unions(source.splits) or [None]
@@ -120,7 +126,11 @@ def convert(
     raise_if_fatal(*tables.values())
     if not any(table.categories for table in tables.values()):
         raise DataError(f"{data}: pictures without classes, of which there is nothing to convert")
+    if to == "masks":
+        require_parts(tables, out)
     if categories is not None:
+        if any(table.label_maps is not None for table in tables.values()):
+            raise DataError(f"{data}: every pixel of a label map is of some category, of which none can be left out")
         kept = _commonest(source, tables, categories) if isinstance(categories, int) else list(categories)
         tables = {name: _only(table, kept) for name, table in tables.items()}
     names = _names(path for table in tables.values() for path in table.paths)
@@ -128,6 +138,10 @@ def convert(
         return _write_crops(tables, out, names, crops)
     if to == "folders":
         return _write_folders(tables, out, names, link)
+    if to == "masks":
+        return {
+            name: write_masks(table, out, name, names, partial(_place, link=link)) for name, table in tables.items()
+        }
     return {name: _write(table, to, out, name, names, link) for name, table in tables.items()}
 
 

@@ -9,6 +9,10 @@ sightline evaluate best.ckpt --ensemble other.ckpt third.ckpt
 sightline evaluate best.ckpt --data coco/ --multiscale 0.75 1 1.25 --flip     # six looks at each picture
 sightline evaluate best.ckpt --data aerial/ --tiles 640
 sightline evaluate --predictions results.json --truth instances_val2017.json
+sightline evaluate mask_rcnn.ckpt --data coco/                # AP of boxes and of masks
+sightline evaluate --predictions results.json --truth instances_val2017.json --masks
+sightline evaluate fcn8s.ckpt --data camvid/ --split test --flip --multiscale 0.75 1 1.25     # mean IoU, pixel accuracy
+sightline evaluate --predictions label_maps/ --data camvid/ --split test --void-wrong
 sightline evaluate captioner.ckpt --data flickr8k/ --split test --beam 5     # BLEU, ROUGE-L, CIDEr
 sightline evaluate --captions results.json --truth captions_val2017.json
 """
@@ -18,6 +22,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable, Set
 from pathlib import Path
 
 from sightline.datasets.data_module import DetectionData
@@ -30,18 +35,24 @@ from sightline.detectors.tiling import Tiling
 from sightline.evaluation import (
     ReportInputs,
     evaluate_coco,
+    evaluate_instances,
+    evaluate_regions,
     evaluate_voc,
     read_coco_truth,
     read_results,
     write_report,
     write_results,
 )
-from sightline.tools.checkpoints import add_options, add_tile_options, load_model, tiling_of
+from sightline.tools.checkpoints import add_options, add_tile_options, load_model, task_of, tiling_of
 from sightline.tools.evaluate_captions import evaluate_captioner, evaluate_results
+from sightline.tools.evaluate_segmentation import evaluate_label_files, evaluate_segmenter
+from sightline.tools.given_options import given_options, options
 from sightline.tools.main import run
-from sightline.tools.model_names import is_captioner
+from sightline.tools.model_names import kind_of
 from sightline.tools.number_options import positive
 from sightline.training import Crops, Scored, score, score_crops, score_tiled
+
+MASKS = 28  # cells along a mask's side in which the built-in shapes' are drawn, which says that they are
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,16 +64,12 @@ def main(argv: list[str] | None = None) -> int:
             "name either a checkpoint with --data, or --predictions or --captions with --truth; "
             "see sightline evaluate --help"
         )
-    if arguments.captions or (arguments.checkpoint and is_captioner(arguments.checkpoint)):
-        given = {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
-        (evaluate_results if arguments.captions else evaluate_captioner)(arguments, given)
+    given = given_options(parser, arguments)
+    other = _way_of_others(arguments)
+    if other is not None:
+        other(arguments, given)
         return 0
-    if arguments.partial:
-        raise DataError("--partial goes with --captions")
-    if arguments.beam is not None:
-        raise DataError(
-            f"--beam is for captioners, and {arguments.checkpoint or arguments.predictions} is none: leave it out"
-        )
+    _require_of_boxes(given, arguments)
     arguments.batch = arguments.batch or 8
     if arguments.checkpoint:
         scored, names, table = _of_checkpoint(arguments)
@@ -72,14 +79,43 @@ def main(argv: list[str] | None = None) -> int:
     print(scored.result.table())
     print(_classes(numbers["per_class"]))
     if arguments.voc:
-        voc = evaluate_voc(scored.truth, scored.detections, names, eleven_point=arguments.voc == "2007").summary()
-        numbers["voc"] = voc
-        print("Pascal VOC   " + "   ".join(f"{name} {value:.3f}" for name, value in voc.items()))
+        numbers["voc"] = _voc(scored, names, eleven_point=arguments.voc == "2007")
+        print("Pascal VOC   " + "   ".join(f"{name} {value:.3f}" for name, value in numbers["voc"].items()))
     if arguments.json:
         Path(arguments.json).write_text(json.dumps(numbers, indent=2) + "\n")
     if arguments.report:
         _report(Path(arguments.report), scored, table, arguments)
     return 0
+
+
+def _voc(scored: Scored, names: list[str], *, eleven_point: bool) -> dict[str, float]:
+    """Pascal VOC's mAP of boxes and, where there are masks, AP^r of regions."""
+    parts = scored.truth, scored.detections, names
+    regions = {} if scored.truth.masks is None else evaluate_regions(*parts, eleven_point=eleven_point).summary()
+    return evaluate_voc(*parts, eleven_point=eleven_point).summary() | regions
+
+
+def _way_of_others(arguments: argparse.Namespace) -> Callable[[argparse.Namespace, Set[str]], None] | None:
+    """What scores sentences or label maps; None for objects, which are scored here."""
+    if arguments.captions:
+        return evaluate_results
+    if arguments.predictions:
+        return evaluate_label_files if Path(arguments.predictions).is_dir() else None
+    return {"captioner": evaluate_captioner, "segmenter": evaluate_segmenter}.get(kind_of(arguments.checkpoint))
+
+
+# What goes with other answers than objects, and which.
+OTHERS = {"beam": "captioners", "partial": "--captions", "void_wrong": "label maps"}
+
+
+def _require_of_boxes(given: Set[str], arguments: argparse.Namespace) -> None:
+    for name in sorted(given & OTHERS.keys()):
+        what = arguments.checkpoint or arguments.predictions
+        raise DataError(f"{options([name])} is for {OTHERS[name]}, and {what} is none of these: leave it out")
+    if arguments.masks and arguments.checkpoint:
+        raise DataError(
+            f"--masks is for --predictions; whether {arguments.checkpoint} has masks to score, it knows: leave it out"
+        )
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -98,7 +134,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--crop", type=positive, metavar="N", help="of --crops: a crop's side (the model's, or 224)")
     parser.add_argument("--proposals", metavar="FILE", help="boxes made elsewhere, for models that do not propose")
     parser.add_argument("--proposal-cache", metavar="FOLDER", help="where the model's proposer keeps its boxes")
-    parser.add_argument("--predictions", metavar="FILE", help="COCO results json to score instead of a checkpoint")
+    parser.add_argument("--predictions", metavar="PATH", help="COCO results json, or folder of label maps, to score")
+    parser.add_argument("--masks", action="store_true", help="of --predictions: score masks, too")
+    parser.add_argument("--void-wrong", action="store_true", help="label maps: what is said of void pixels is wrong")
     parser.add_argument("--captions", metavar="FILE", help="COCO caption results json to score instead")
     parser.add_argument("--partial", action="store_true", help="of --captions: score the captioned pictures alone")
     parser.add_argument("--truth", metavar="FILE", help="COCO json that predictions or captions are scored against")
@@ -108,7 +146,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--beam", type=positive, metavar="N", help="captioners: width of the search, 1 for greedy (the model's)"
     )
-    parser.add_argument("--voc", nargs="?", const="area", choices=["area", "2007"], help="Pascal VOC's AP too")
+    parser.add_argument(
+        "--voc", nargs="?", const="area", choices=["area", "2007"], help="Pascal VOC's AP, and AP^r of masks, too"
+    )
     parser.add_argument("--json", metavar="FILE", help="write the numbers here")
     parser.add_argument("--save-predictions", metavar="FILE", help="write detections or captions as COCO results json")
     parser.add_argument("--report", metavar="FOLDER", help="write report.html with curves and pictures here")
@@ -129,13 +169,13 @@ def _of_checkpoint(arguments: argparse.Namespace) -> tuple[Scored, list[str], Ta
         raise DataError("--crops has its own scales and mirror images: leave out --multiscale, --flip and --upturn")
     if tiling and (arguments.proposals or arguments.proposal_cache):
         raise DataError("--tiles has proposals made for each tile: leave out --proposals and --proposal-cache")
-    if arguments.voc and model.task != "detection":
-        raise DataError(f"--voc scores detectors; {arguments.checkpoint} is made for {model.task}: leave --voc out")
+    if arguments.voc and model.task not in ("detection", "instance_segmentation"):
+        raise DataError(f"--voc scores detectors; {arguments.checkpoint} is made for {task_of(model)}: leave --voc out")
     if model.proposer is None and (arguments.proposals or arguments.proposal_cache):
         raise DataError(
             f"{arguments.checkpoint} takes no proposals (it finds its own): leave out --proposals and --proposal-cache"
         )
-    table = _table(arguments.data, arguments.split)
+    table = objects(arguments.data, arguments.split, masks=model.task == "instance_segmentation")
     if arguments.largest is not None:
         table = table.largest(arguments.largest)
     if table.problems.counts:
@@ -159,9 +199,10 @@ def _scored(model: Detector, table: Table, tiling: Tiling | None, arguments: arg
     return score(model, table, proposal_cache=arguments.proposal_cache, **options)
 
 
-def _table(path: str, split: str) -> Table:
-    """A part of a data set, by its role or its own name."""
-    tables = DetectionData(path).tables if path == "shapes" or split in ("train", "val", "test") else {}
+def objects(path: str, split: str, *, masks: bool) -> Table:
+    """A part of a data set, by its role or its own name; of the built-in shapes, with masks if asked for."""
+    data = DetectionData(path, masks=MASKS if masks else None)
+    tables = data.tables if path == "shapes" or split in ("train", "val", "test") else {}
     if split in tables:
         return tables[split]
     if path == "shapes":
@@ -174,13 +215,17 @@ def _table(path: str, split: str) -> Table:
 def _of_predictions(arguments: argparse.Namespace) -> tuple[Scored, list[str], None]:
     if not arguments.truth:
         raise DataError("--predictions needs --truth: the COCO json that they are scored against")
-    truth, names, category_ids = read_coco_truth(arguments.truth)
-    detections = read_results(arguments.predictions, truth, category_ids)
-    result = evaluate_coco(truth, detections, names, max_dets=tuple(arguments.max_dets))
+    truth, names, category_ids = read_coco_truth(arguments.truth, masks=arguments.masks)
+    detections = read_results(arguments.predictions, truth, category_ids, masks=arguments.masks)
+    score_all = evaluate_instances if arguments.masks else evaluate_coco
+    result = score_all(truth, detections, names, max_dets=tuple(arguments.max_dets))
     return Scored(truth, detections, result, 0.0), names, None
 
 
-COLUMNS = ("AP", "AP50", "AR", "top1_error", "localization_error", "IoU")  # those of them that a task has are printed
+# Of each category those are printed that a task has.
+COLUMNS = (
+    "AP", "AP50", "AR", "mask_AP", "mask_AP50", "mask_AR", "top1_error", "localization_error", "IoU",
+)  # fmt: skip
 
 
 def _classes(per_class: list[dict]) -> str:

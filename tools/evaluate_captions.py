@@ -25,6 +25,7 @@ from sightline.evaluation import (
     write_caption_results,
 )
 from sightline.tools import model_names
+from sightline.tools.given_options import require_known
 from sightline.training.caption_scoring import score_captions
 
 # The options that mean something, of all that `sightline evaluate` has.
@@ -41,7 +42,7 @@ def evaluate_captioner(arguments: argparse.Namespace, given: Set[str]) -> None:
     Raises:
         DataError: an option that means nothing here, or data without sentences.
     """
-    _check_options(given, FOR_CAPTIONERS, f"{arguments.checkpoint} is a captioner")
+    require_known(given, FOR_CAPTIONERS, f"{arguments.checkpoint} is a captioner")
     model = model_names.trained(arguments.checkpoint, usable_device(arguments.device))
     table = captioned(arguments.data, arguments.split)
     if table.problems.counts:
@@ -62,7 +63,7 @@ def evaluate_results(arguments: argparse.Namespace, given: Set[str]) -> None:
     Raises:
         DataError: an option that means nothing here, or files that cannot be read or do not go together.
     """
-    _check_options(given, FOR_RESULTS, "--captions has no boxes and no model, only sentences")
+    require_known(given, FOR_RESULTS, "--captions has no boxes and no model, only sentences")
     if not arguments.truth:
         raise DataError("--captions needs --truth: the COCO captions json that they are scored against")
     references = read_caption_truth(arguments.truth)
@@ -98,13 +99,6 @@ def report_inputs(table: Table, details: dict[str, str]) -> ReportInputs:
         load_image=lambda row: read_picture(table.paths[row]),
         image_names=table.paths,
     )
-
-
-def _check_options(given: Set[str], known: Set[str], why: str) -> None:
-    """An option that would change nothing is a misunderstanding."""
-    if useless := sorted(given - known):
-        names = ", ".join(f"--{name.replace('_', '-')}" for name in useless)
-        raise DataError(f"{why}: leave out {names}")
 
 
 def _write(arguments: argparse.Namespace, result: CaptionResult, numbers: dict, inputs: ReportInputs) -> None:

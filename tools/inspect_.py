@@ -5,6 +5,8 @@ sightline inspect googlenet_2014 --depth 1                      # a row for each
 sightline inspect timm:convnext_tiny --size 288 384             # any network of timm's or torchvision's
 sightline inspect vgg16 --activations --init small_random --png start.png
 sightline inspect coco/ --png examples.png                      # counts, sizes and examples
+sightline inspect fcn8s --size 360 480 --depth 1                # a segmenter's parts
+sightline inspect camvid/ --png examples.png                    # pixels by category, pictures tinted by them
 sightline inspect coco/ --statistics coco.npz --size 32         # mean, mean image, PCA and whitening, for later
 sightline inspect best.ckpt                                     # a trained model: categories or words, and layers
 sightline inspect yolox_nano@yolox_nano.pth                     # the same of a name with weights
@@ -33,7 +35,6 @@ from sightline.backbone.initialise import INITIALISERS, initialise
 from sightline.backbone.layer_table import layer_table
 from sightline.backbone.model import Model
 from sightline.backbone.protocol import IMAGENET_MEAN, IMAGENET_STD
-from sightline.captioning import Captioner
 from sightline.datasets.batching import collate, frame_for
 from sightline.datasets.detection import read_picture
 from sightline.datasets.images import IMAGE_SUFFIXES, read_image, write_image
@@ -61,6 +62,11 @@ OPTIONS = {
     "--picture": {"picture", "category", "png"},
 }
 PICTURES = 4  # in the batch whose activations are looked at
+# What to do about models that have no one answer whose heat could be shown.
+INSTEAD = {
+    "captioning": "{model} writes sentences; see where it looks for each word: sightline predict {model} {picture} --attention",
+    "segmentation": "{model} names every pixel; see what it takes each for: sightline predict {model} {picture}",
+}
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -88,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def build(name: str, *, real: bool = True) -> nn.Module:
-    """The network of that name with random weights: a classifier where there is one, else a backbone, a detector or a captioner.
+    """The network of that name with random weights: a classifier where there is one, else a backbone or a model.
 
     Args:
         name: of `CLASSIFIERS`, `BACKBONES` or `MODELS`, or timm:NAME or torchvision:NAME.
@@ -196,11 +202,8 @@ def _pictures(data: str, size: tuple[int, int]) -> Tensor:
 
 
 def _show_heat(model: nn.Module, arguments: argparse.Namespace) -> None:
-    if isinstance(model, Captioner):
-        raise DataError(
-            f"{arguments.what} writes sentences; see where it looks for each word: "
-            f"sightline predict {arguments.what} {arguments.picture} --attention"
-        )
+    if isinstance(model, Model) and model.task in INSTEAD:
+        raise DataError(INSTEAD[model.task].format(model=arguments.what, picture=arguments.picture))
     if not isinstance(model, Detector) or arguments.what in MODELS:
         raise DataError(f"{arguments.what} has not been trained; name a checkpoint to see what it looks at")
     if not arguments.png:

@@ -1,4 +1,4 @@
-"""What `sightline inspect` says of models that detect or write: what they are made for, and their layers."""
+"""What `sightline inspect` says of models that detect, name pixels or write: what they are made for, and their layers."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from sightline.captioning.decoder import START
 from sightline.captioning.vocabulary import SPECIAL
 from sightline.datasets.structures import Instances
 from sightline.detectors import Detector
+from sightline.segmentation import Segmenter
 
 SHOWN = 20  # categories or words that are named
 
@@ -37,7 +38,7 @@ def _some(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", …" if len(names) > SHOWN else "")
 
 
-def model_table(model: Detector | Captioner, size: tuple[int, int]) -> LayerTable:
+def model_table(model: Detector | Segmenter | Captioner, size: tuple[int, int]) -> LayerTable:
     """The layers by which a model answers for one picture of (height, width); see `shown_for`."""
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(0)
@@ -45,6 +46,8 @@ def model_table(model: Detector | Captioner, size: tuple[int, int]) -> LayerTabl
     sizes = torch.tensor([size], device=device)
     if isinstance(model, Captioner):
         return traced(model, lambda images: _first_word(model, images, sizes), image)
+    if isinstance(model, Segmenter):
+        return traced(model, lambda images: model.segment(images, sizes), image)
     proposals = None if model.proposer is None else _whole(size).to(device)
     return traced(model, lambda images: model.detect(images, sizes, proposals), image)
 
@@ -53,7 +56,7 @@ def shown_for(model: Model) -> str:
     """For how much of an answer the layers are shown, where that can be said otherwise; empty where it cannot."""
     if isinstance(model, Captioner):
         return "layers are shown for one sentence's first word\n"
-    return "" if model.proposer is None else "layers are shown for one proposal, the whole picture\n"
+    return "" if getattr(model, "proposer", None) is None else "layers are shown for one proposal, the whole picture\n"
 
 
 def _first_word(model: Captioner, images: Tensor, sizes: Tensor) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -12,19 +13,24 @@ from PIL import Image
 
 from sightline.backbone.activations import ActivationReport, LayerActivations
 from sightline.datasets.detection import read_picture
+from sightline.datasets.segmentation_dataset import annotated_map
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, Table
-from sightline.evaluation.drawing import annotate
+from sightline.evaluation import Truth, draw_labels, label_colours, label_legend, with_legend
+from sightline.evaluation.drawing import annotate, colour_of
+from sightline.evaluation.mask_drawing import paint_masks
 from sightline.evaluation.plots import ACCENT, INK, MUTED, save_figure
 from sightline.evaluation.sentence_band import Note, with_band
 
 TILE, GAP, COLUMNS = 320, 8, 4  # pixels of a tile's side, pixels between tiles, tiles beside each other
 FINE, WRONG = ACCENT, "#b0122b"
+NAMED = 24  # objects in a tile; more names would hide it
 PANELS = 60  # more layers than that are thinned out evenly
 
 
 def example_sheet(table: Table, count: int = 12) -> np.ndarray:
-    """Pictures of a data set, spread evenly over it, with their objects, or above the first sentence about them.
+    """Pictures of a data set, spread evenly over it, with their objects, tinted by category above what the colours mean, or
+    above the first sentence about them.
 
     Returns:
         (H, W, 3) uint8 RGB.
@@ -34,8 +40,27 @@ def example_sheet(table: Table, count: int = 12) -> np.ndarray:
     """
     if not len(table):
         raise DataError("there are no pictures to show")
-    rows = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int)
-    tiles = [_tile(table, row) for row in rows.tolist()]
+    rows = np.linspace(0, len(table) - 1, min(count, len(table))).round().astype(int).tolist()
+    if table.label_maps is not None:
+        return _tinted_sheet(table, rows)
+    return _sheet([_tile(table, row) for row in rows])
+
+
+def _tinted_sheet(table: Table, rows: Sequence[int]) -> np.ndarray:
+    colours = label_colours(table.categories, table.colours or ())
+    tiles, shown = [], []
+    for row in rows:
+        image, labels = read_picture(table.paths[row]), annotated_map(table, row)
+        size = _tile_size(image)
+        labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
+        tiles.append(draw_labels(np.asarray(Image.fromarray(image).resize(size)), labels, colours))
+        shown.append(np.unique(labels))
+    legend = label_legend(np.concatenate(shown), table.categories, colours)
+    return with_legend(_sheet(tiles), legend)
+
+
+def _sheet(tiles: Sequence[np.ndarray]) -> np.ndarray:
+    """Tiles beside and below each other."""
     columns = min(COLUMNS, len(tiles))
     lines = math.ceil(len(tiles) / columns)
     side = TILE + GAP
@@ -49,16 +74,26 @@ def example_sheet(table: Table, count: int = 12) -> np.ndarray:
 
 def _tile(table: Table, row: int) -> np.ndarray:
     image = read_picture(table.paths[row])
-    ratio = TILE / max(image.shape[:2])
-    size = [max(1, round(side * ratio)) for side in image.shape[1::-1]]
+    size, ratio = _tile_size(image), TILE / max(image.shape[:2])
+    if table.segmentations is not None:
+        masks = Truth.from_table(table.select(np.array([row])), masks=True).masks
+        colours = [colour_of(label) for label in table.labels[table.image == row].tolist()]
+        image = paint_masks(image, masks, colours)
     objects = slice(*table.offsets[row : row + 2].tolist())
     boxes, labels = torch.from_numpy(table.boxes[objects] * ratio), torch.from_numpy(table.labels[objects])
-    tile = annotate(np.asarray(Image.fromarray(image).resize(size)), Instances(boxes, labels), table.categories)
+    tile = np.asarray(Image.fromarray(image).resize(size))
+    tile = annotate(tile, Instances(boxes, labels), table.categories, named=len(boxes) <= NAMED)
     if table.captions is None or not table.captions[row]:
         return tile
     captioned = Image.fromarray(with_band(tile, [Note(table.captions[row][0])]))
     captioned.thumbnail((TILE, TILE), Image.Resampling.LANCZOS)
     return np.asarray(captioned)
+
+
+def _tile_size(image: np.ndarray) -> tuple[int, int]:
+    """The (width, height) of a picture's tile."""
+    ratio = TILE / max(image.shape[:2])
+    return max(1, round(image.shape[1] * ratio)), max(1, round(image.shape[0] * ratio))
 
 
 def overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

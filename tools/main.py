@@ -16,9 +16,9 @@ from sightline import __version__
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 TOOLS = {
-    "train": "train a detector, classifier, localizer or captioner, on your pictures or the built-in shapes",
-    "evaluate": "score a checkpoint on data, or a results.json against any truth",
-    "predict": "find, name or describe what is in images, folders, videos or a camera",
+    "train": "train a detector, classifier, localizer, segmenter or captioner, on your pictures or the built-in shapes",
+    "evaluate": "score a checkpoint on data, or predictions in files against any truth",
+    "predict": "find, name, outline or describe what is in images, folders, videos or a camera",
     "benchmark": "accuracy and speed of several models in one table",
     "check": "everything wrong with a data set, with file names and fixes",
     "convert": "a data set in another format",

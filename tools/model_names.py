@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -13,8 +14,11 @@ from sightline.backbone.weights import read_file
 from sightline.captioning import CAPTIONERS
 from sightline.datasets.table import DataError, nearest
 from sightline.detectors import DETECTORS
+from sightline.segmentation import INSTANCE_SEGMENTERS, SEGMENTERS
 
-MODELS: dict[str, Callable[..., Model]] = {**DETECTORS, **CAPTIONERS}
+MODELS: dict[str, Callable[..., Model]] = {**DETECTORS, **INSTANCE_SEGMENTERS, **SEGMENTERS, **CAPTIONERS}
+# What a model's answers are: boxes with or without masks, sentences, a category for every pixel. Each has its own tools.
+Kind = Literal["detector", "captioner", "segmenter"]
 
 
 def build(word: str, device: torch.device | str, others: Sequence[str] = ()) -> Model:
@@ -59,16 +63,25 @@ def has_weights(word: str) -> bool:
     return bool(weights) or name not in MODELS
 
 
-def is_captioner(word: str) -> bool:
-    """Whether a checkpoint, or a name with weights, is a captioner's; the model is not made for that.
+def kind_of(word: str) -> Kind:
+    """What a checkpoint, or a name with weights, makes; the model is not made for that.
+
+    Models of objects with masks are detectors. So is what nobody knows, of which `build` says more.
 
     Raises:
         WeightsError: the checkpoint is damaged.
     """
     name, path = word.partition("@")[0], Path(word)
-    if name in MODELS or not path.is_file():
-        return name in CAPTIONERS
+    if name not in MODELS and path.is_file():
+        name = _builder(path)
+    if name in CAPTIONERS:
+        return "captioner"
+    return "segmenter" if name in SEGMENTERS else "detector"
+
+
+def _builder(path: Path) -> str | None:
+    """The name of the function that makes a checkpoint's model; None where the file does not say."""
     content = read_file(path)
     about = content.get("sightline") if isinstance(content, dict) else None
     architecture = about.get("architecture") if isinstance(about, dict) else None
-    return bool(architecture) and architecture["name"] in CAPTIONERS
+    return architecture["name"] if architecture else None

@@ -28,14 +28,17 @@ class PictureFiles:
     .mp4, and play as fast as they were filmed when only some of their frames were looked at.
     """
 
-    def __init__(self, folder: str | os.PathLike, items: Sequence[str | int], *, every: int = 1) -> None:
+    def __init__(
+        self, folder: str | os.PathLike, items: Sequence[str | int], *, every: int = 1, suffix: str | None = None
+    ) -> None:
         """
         Args:
             folder: made with the first picture.
             items: all that will be read, so that none of it is written over.
             every: how many frames of a video go by for one that is written.
+            suffix: of all pictures, ".png" say; None for that of the source.
         """
-        self.folder, self._every = Path(folder), every
+        self.folder, self._every, self._suffix = Path(folder), every, suffix
         self._sources = {Path(item).resolve() for item in items if isinstance(item, str)}
         self._targets: dict[str, Path] = {}
         self._taken: set[str] = set()
@@ -51,10 +54,14 @@ class PictureFiles:
 
     def add_alone(self, frame: Frame, picture: np.ndarray) -> None:
         """As `add`, but a video's frames become pictures, in a folder of its name."""
+        write_image(self.place_alone(frame), picture)
+
+    def place_alone(self, frame: Frame) -> Path:
+        """Where `add_alone` writes."""
         target = self._target(frame)
-        if frame.is_video:
-            target = self._no_source(target.with_suffix("") / f"{frame.index:06}.jpg")
-        write_image(target, picture)
+        if not frame.is_video:
+            return target
+        return self._no_source(target.with_suffix("") / f"{frame.index:06}{self._suffix or '.jpg'}")
 
     def close(self) -> None:
         """Ends the video that is being written."""
@@ -79,7 +86,7 @@ class PictureFiles:
         if frame.name not in self._targets:
             path = Path("camera" + frame.name if frame.name.isdecimal() else re.sub(r"^\w+://", "", frame.name))
             kept = path.suffix if path.suffix.lower() in WRITTEN_AS_READ else ".png"
-            suffix = ".mp4" if frame.is_video else kept
+            suffix = ".mp4" if frame.is_video else self._suffix or kept
             stem = "".join(map(_safe, path.stem))
             stems = chain([stem, f"{path.resolve().parent.name}_{stem}"], (f"{stem}_{i}" for i in count(2)))
             name = next(name for name in (f"{stem}{suffix}" for stem in stems) if name.lower() not in self._taken)

@@ -1,4 +1,5 @@
-"""`sightline predict CHECKPOINT SOURCE…`: finds objects in images, folders, patterns, videos and cameras, or describes them.
+"""`sightline predict CHECKPOINT SOURCE…`: finds objects in images, folders, patterns, videos and cameras, names every pixel
+of them, or describes them.
 
     sightline predict best.ckpt street.jpg
     sightline predict best.ckpt clip.mp4 --every 5 --json found.json --csv found.csv
@@ -8,6 +9,8 @@
     sightline predict best.ckpt --tiles 640 aerial/                     # small objects in large pictures
     sightline predict best.ckpt clip.mp4 --track --mot tracks.txt       # which car is which, from frame to frame
     sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
+    sightline predict mask_rcnn.ckpt street.jpg --json found.json --polygons --masks numbered/   # objects with masks
+    sightline predict fcn8s.ckpt street.jpg clip.mp4 --masks labels/     # a category for every pixel, drawn and as PNG
     sightline predict captioner.ckpt street.jpg --attention              # a sentence, and what was looked at for each word
     sightline predict captioner.ckpt clip.mp4 --count 3 --json said.json
     sightline predict captioner.ckpt street.jpg --regions detector.ckpt  # a sentence for each object, too
@@ -19,6 +22,14 @@ best one is given whatever its score. Memory stays the same however long a video
 
 With --track objects keep a number while they are followed: drawn, and in the files (`track_id` in the json, `track` in
 the csv). A folder of pictures counts as a video then; numbers go on from one video to the next.
+
+Masks of objects stand in the json as `segmentation`: COCO's run lengths, or polygons. With --masks each picture and frame
+has a gray PNG of 16 bits in that folder, too, in which every pixel has the number of its object (of its track, else its place
+in the json), 0 for none.
+
+A segmenter's pictures are tinted by category, above what the colours mean. With --masks each picture and frame has a PNG of
+the categories' numbers, as `sightline evaluate --predictions FOLDER` takes it. The json is COCO's results of stuff
+segmentation, with a record for every category in a picture; the csv has its pixels and their share.
 
 A captioner writes sentences under the pictures. In the json each picture has its best one as `caption`, as `sightline
 evaluate --captions` takes it, with its log probability as `score`, and further ones under `others`; what was said of the
@@ -34,6 +45,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from functools import partial
+from pathlib import Path
 
 import torch
 
@@ -45,26 +57,34 @@ from sightline.detectors import Detector
 from sightline.detectors.inference import find, usable_device
 from sightline.detectors.tiling import find_tiled
 from sightline.detectors.video_tracking import VideoTracker, video_of
-from sightline.tools.checkpoints import add_options, add_tile_options, load_model, tiling_of
+from sightline.tools.checkpoints import add_options, add_tile_options, load_model, task_of, tiling_of
+from sightline.tools.given_options import given_options, options
 from sightline.tools.main import run
-from sightline.tools.model_names import is_captioner
-from sightline.tools.predict_captions import FOR_CAPTIONERS, add_caption_options, options, predict_captions
-from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable, MotText
+from sightline.tools.model_names import kind_of
+from sightline.tools.picture_files import PictureFiles
+from sightline.tools.predict_captions import FOR_CAPTIONERS, add_caption_options, predict_captions
+from sightline.tools.predict_segmentation import predict_label_maps
+from sightline.tools.prediction_files import AnnotatedPictures, CocoResults, CsvTable, MotText, NumberedPictures
 from sightline.tools.prediction_loop import Course, each_picture
 
-Writer = AnnotatedPictures | CocoResults | CsvTable | MotText
+Writer = AnnotatedPictures | CocoResults | CsvTable | MotText | NumberedPictures
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
     arguments, given = _arguments(argv)
-    if is_captioner(arguments.checkpoint):
-        return predict_captions(arguments, given)
+    other = {"captioner": predict_captions, "segmenter": predict_label_maps}.get(kind_of(arguments.checkpoint))
+    if other is not None:
+        return other(arguments, given)
     if given & FOR_CAPTIONERS:
         raise DataError(f"{arguments.checkpoint} writes no sentences: leave out {options(given & FOR_CAPTIONERS)}")
     arguments.score = 0.5 if arguments.score is None else arguments.score
     pictures = frames(arguments.sources, arguments.every)
     model = load_model(arguments, usable_device(arguments.device))
+    if model.task != "instance_segmentation" and (useless := given & {"masks", "polygons"}):
+        raise DataError(
+            f"{arguments.checkpoint} finds no masks, it is made for {task_of(model)}: leave out {options(useless)}"
+        )
     tiling = tiling_of(arguments, model)
     look = partial(find_tiled, **asdict(tiling)) if tiling else find
     wanted = labels_of(arguments.classes, model.categories)
@@ -76,7 +96,7 @@ def main(argv: list[str] | None = None) -> int:
     if pictures.problems.counts:
         print(pictures.problems.summary(), file=sys.stderr)
     written = [] if arguments.no_pictures else [arguments.out]
-    written += [file for file in (arguments.json, arguments.csv, arguments.mot) if file]
+    written += [file for file in (arguments.masks, arguments.json, arguments.csv, arguments.mot) if file]
     print(f"{tally.line(model.categories)}; written: {', '.join(written)}")
     return 130 if tally.stopped else 0
 
@@ -159,8 +179,10 @@ def labels_of(names: Sequence[str] | None, categories: Sequence[str]) -> torch.T
 def _writers(arguments: argparse.Namespace, pictures: Frames, names: Sequence[str]) -> Iterator[Writer]:
     if not arguments.no_pictures:
         yield AnnotatedPictures(arguments.out, names, pictures.items, every=arguments.every)
+    if arguments.masks:
+        yield NumberedPictures(PictureFiles(arguments.masks, pictures.items, suffix=".png"))
     if arguments.json:
-        yield CocoResults(arguments.json, names)
+        yield CocoResults(arguments.json, names, polygons=arguments.polygons)
     if arguments.csv:
         yield CsvTable(arguments.csv, names, tracked=arguments.track)
     if arguments.mot:
@@ -183,9 +205,11 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     add_options(parser)
     add_tile_options(parser)
     parser.add_argument("--out", metavar="FOLDER", default="predictions", help="for annotated pictures (predictions)")
-    parser.add_argument("--no-pictures", action="store_true", help="draw nothing; needs --json or --csv")
-    parser.add_argument("--json", metavar="FILE", help="all detections or sentences as COCO's results")
-    parser.add_argument("--csv", metavar="FILE", help="the same as a table, one row a box or sentence")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing; needs --json, --csv or --masks")
+    parser.add_argument("--masks", metavar="FOLDER", help="for PNGs that number every pixel's category, or its object")
+    parser.add_argument("--json", metavar="FILE", help="all detections, label maps or sentences as COCO's results")
+    parser.add_argument("--polygons", action="store_true", help="of --json: masks as polygons in place of run lengths")
+    parser.add_argument("--csv", metavar="FILE", help="the same as a table, one row a box, category or sentence")
     parser.add_argument("--score", type=float, help="the least score of a detection, 0 to 1 (0.5)")
     parser.add_argument(
         "--track", action="store_true", help="follow objects through a video; then --score is of a good detection"
@@ -200,9 +224,19 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
         parser.error(f"--score must be from 0 to 1, got {arguments.score}")
     if arguments.mot and not arguments.track:
         parser.error("--mot writes tracks; add --track")
-    if arguments.no_pictures and not (arguments.json or arguments.csv or arguments.mot):
+    if arguments.polygons and not arguments.json:
+        parser.error("--polygons says how masks stand in the json; add --json FILE")
+    if (
+        arguments.masks
+        and not arguments.no_pictures
+        and Path(arguments.masks).resolve() == Path(arguments.out).resolve()
+    ):
+        parser.error(
+            f"--masks and --out are both {arguments.masks}, where one would write over the other: name two folders"
+        )
+    if arguments.no_pictures and not (arguments.masks or arguments.json or arguments.csv or arguments.mot):
         parser.error("with --no-pictures nothing would be written; add --json FILE or --csv FILE")
-    return arguments, {name for name, value in vars(arguments).items() if value != parser.get_default(name)}
+    return arguments, given_options(parser, arguments)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Iterator, Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +28,7 @@ from sightline.tools.caption_prediction_files import (
     CaptionTable,
     Told,
 )
+from sightline.tools.given_options import options
 from sightline.tools.model_names import trained
 from sightline.tools.number_options import positive
 from sightline.tools.picture_files import PictureFiles
@@ -59,11 +60,6 @@ def add_caption_options(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--region-way", choices=[*WAYS], help="of --regions: look at crops, or at the picture's map (crop)"
     )
-
-
-def options(names: Iterable[str]) -> str:
-    """Names of options as they are written: "--beam, --region-way"."""
-    return ", ".join(f"--{name.replace('_', '-')}" for name in sorted(names))
 
 
 @dataclass
@@ -159,7 +155,7 @@ def _region_finder(arguments: argparse.Namespace, device: torch.device) -> Regio
     if not arguments.regions:
         return None
     detector = trained(arguments.regions, device)
-    if detector.task not in ("detection", "localization"):
+    if detector.task not in ("detection", "instance_segmentation", "localization"):
         raise DataError(
             f"--regions {arguments.regions} finds no objects, it is made for {detector.task}; name a detector"
         )

@@ -14,9 +14,15 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import TextIO
 
+import numpy as np
+from PIL import Image
+
+from sightline.datasets.run_lengths import RunLengths
 from sightline.datasets.sources import Frame
 from sightline.datasets.structures import Instances
+from sightline.datasets.table import DataError
 from sightline.evaluation.drawing import annotate
+from sightline.evaluation.mask_drawing import masks_of
 from sightline.tools.picture_files import PictureFiles
 
 
@@ -25,30 +31,43 @@ class CocoResults:
 
     Pictures and frames are numbered from 1 in the order they were read: that is `image_id`. `category_id` is the label
     plus one. So that nobody has to count, each record also has the names: category, file_name and, of a video, frame.
-    Landmarks stand under "keypoints" as [x, y, visibility, …], visibility always 2; a track's id under "track_id".
+    Landmarks stand under "keypoints" as [x, y, visibility, …], visibility always 2; a track's id under "track_id"; a mask
+    under "segmentation", as run lengths or, on demand, as polygons.
     """
 
-    def __init__(self, path: str | os.PathLike, names: Sequence[str]) -> None:
-        self._names, self._list = names, JsonList(path)
+    def __init__(self, path: str | os.PathLike, names: Sequence[str], *, polygons: bool = False) -> None:
+        self._names, self._list, self._polygons = names, JsonList(path), polygons
 
     def write(self, number: int, frame: Frame, found: Instances) -> None:
-        place = {"file_name": frame.name} | ({"frame": frame.index} if frame.is_video else {})
         landmarks = [] if found.landmarks is None else found.landmarks.tolist()
         ids = [] if found.ids is None else found.ids.tolist()
-        for (label, score, (x0, y0, x1, y1)), points, track in zip_longest(rows(found), landmarks, ids):
+        masks = [] if found.masks is None else segmentations(masks_of(found, frame.image.shape[:2]), self._polygons)
+        columns = zip_longest(rows(found), landmarks, ids, masks)
+        for (label, score, (x0, y0, x1, y1)), points, track, mask in columns:
             box = [round(side, 3) for side in (x0, y0, x1 - x0, y1 - y0)]
             record = {"image_id": number, "category_id": label + 1, "bbox": box, "score": score}
             record |= (
                 {} if points is None else {"keypoints": [v for x, y in points for v in (round(x, 3), round(y, 3), 2)]}
             )
             record |= {} if track is None else {"track_id": track}
-            self._list.add(record | {"category": self._names[label]} | place)
+            record |= {} if mask is None else {"segmentation": mask}
+            self._list.add(record | {"category": self._names[label]} | place_of(frame))
 
     def __enter__(self) -> CocoResults:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._list.close()
+
+
+def segmentations(masks: RunLengths, polygons: bool) -> list:
+    """Masks as COCO writes them: run lengths or polygons."""
+    return masks.to_polygons() if polygons else masks.to_coco()
+
+
+def place_of(frame: Frame) -> dict[str, str | int]:
+    """Where a record is from: `file_name` and, of a video, `frame`."""
+    return {"file_name": frame.name} | ({"frame": frame.index} if frame.is_video else {})
 
 
 class CsvTable:
@@ -100,8 +119,47 @@ class MotText:
         self._file.close()
 
 
+class NumberedPictures:
+    """A gray PNG of 16 bits for each picture or frame, called as it is: which object each pixel belongs to, 0 for none.
+
+    Objects have their tracks' ids; where nobody tracks, the best has 1, the next 2 and so on, as they stand in the json.
+    Where they overlap, the better one is in front.
+    """
+
+    MOST = 2**16 - 1
+
+    def __init__(self, files: PictureFiles) -> None:
+        self._files = files
+
+    def write(self, number: int, frame: Frame, found: Instances) -> None:
+        """
+        Raises:
+            DataError: an id is beyond 16 bits.
+        """
+        numbers = np.arange(1, len(found) + 1) if found.ids is None else found.ids.numpy()
+        if numbers.max(initial=0) > self.MOST:
+            raise DataError(f"{frame.name}: object {numbers.max()} does not fit a PNG of 16 bits; write fewer frames")
+        masks = masks_of(found, frame.image.shape[:2])
+        picture = np.zeros(frame.image.shape[:2], np.uint16)
+        for row in found.scores.argsort(descending=True, stable=True).flip(0).tolist():
+            x0, y0, x1, y1 = masks.boxes[row].tolist()
+            part = slice(y0, y1), slice(x0, x1)
+            picture[part][masks.part(row, *part) > 0] = numbers[row]
+        path = self._files.place_alone(frame)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(picture).save(path)
+
+    def __enter__(self) -> NumberedPictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+
 class AnnotatedPictures:
-    """Pictures and videos with boxes drawn on them, in one folder, under their own names; see `PictureFiles`."""
+    """Pictures and videos with boxes and masks drawn on them, in one folder, under their own names; see `PictureFiles`."""
+
+    NAMED = 60  # objects without ids; more names would hide the picture
 
     def __init__(
         self, folder: str | os.PathLike, names: Sequence[str], items: Sequence[str | int], *, every: int = 1
@@ -110,7 +168,8 @@ class AnnotatedPictures:
         self._names, self._files = names, PictureFiles(folder, items, every=every)
 
     def write(self, number: int, frame: Frame, found: Instances) -> None:
-        self._files.add(frame, annotate(frame.image, found, self._names))
+        named = len(found) <= self.NAMED or found.ids is not None
+        self._files.add(frame, annotate(frame.image, found, self._names, named=named))
 
     def __enter__(self) -> AnnotatedPictures:
         return self

@@ -29,6 +29,7 @@ from sightline.tools.train_captions import CaptionCLI
 from sightline.tools.train_cli import TrainCLI
 from sightline.tools.train_detection import DetectionCLI
 from sightline.tools.train_search import Outcome, search, take_plan
+from sightline.tools.train_segmentation import SegmentationCLI
 from sightline.training import TrainingError
 from sightline.training.run_folder import RunFolder
 
@@ -36,7 +37,7 @@ RECIPES = resources.files("sightline.training.recipes")
 HELP = """usage: sightline train [RECIPE] [--data PATH] [--any.option value …]
 
     RECIPE               a name of `sightline train --list`, or a config.yaml; `shapes` without --data, else `faster_rcnn`
-    --data PATH          a data set in COCO, Pascal VOC or YOLO form; for captioners COCO's captions, token files, CSV …
+    --data PATH          a data set in COCO, Pascal VOC or YOLO form; pictures and label maps; sentences as COCO, CSV …
     --resume FOLDER      goes on with a run, e.g. runs/faster_rcnn/1, or the latest in runs/faster_rcnn
     --alternating        Faster R-CNN in the four steps of its paper, each a run (docs/training.md)
     --search N           N runs with other learning rates and weight decays, coarse then fine (docs/training.md)
@@ -67,7 +68,8 @@ def main(argv: list[str] | None = None) -> int:
         print(HELP)
         return 0
     if "--list" in argv:
-        print("\n".join(f"{name:<20} {text}" for name, text in recipes().items()))
+        width = max(map(len, recipes()))
+        print("\n".join(f"{name:<{width}} {text}" for name, text in recipes().items()))
         return 0
     root, resume = _take(argv, "--runs") or "runs", _take(argv, "--resume")
     if resume:
@@ -113,14 +115,15 @@ def _command_line(arguments: list[str]) -> type[TrainCLI]:
     except yaml.YAMLError:
         content = None  # the parser will say where
     model = content.get("model") if isinstance(content, dict) else None
-    return CaptionCLI if isinstance(model, dict) and CaptionCLI.NETWORK in model else DetectionCLI
+    named = (line for line in (CaptionCLI, SegmentationCLI) if isinstance(model, dict) and line.NETWORK in model)
+    return next(named, DetectionCLI)
 
 
 def _check_alternating(arguments: list[str]) -> None:
     if _command_line(arguments) is not DetectionCLI:
         raise DataError(
             "--alternating is for a recipe of Faster R-CNN, whose two parts learn in turn, e.g. faster_rcnn_vgg16; this one "
-            "makes a captioner: leave --alternating out"
+            "makes another kind of model: leave --alternating out"
         )
 
 

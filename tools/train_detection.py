@@ -1,4 +1,4 @@
-"""The training of detectors, classifiers and localizers: what `sightline train` does with a recipe of one."""
+"""The training of detectors (with masks, too), classifiers and localizers: what `sightline train` does with such a recipe."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from jsonargparse import Namespace
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.statistics import Statistics
 from sightline.datasets.table import DataError, Table
-from sightline.detectors import Detector, FasterRCNN, load
+from sightline.detectors import Detector, FasterRCNN
+from sightline.tools.model_names import build
 from sightline.tools.train_cli import TrainCLI
 from sightline.tools.train_options import RunOptions, check_for_detector
 from sightline.training import DetectionTraining, score
@@ -76,7 +77,7 @@ class DetectionCLI(TrainCLI):
         """Puts support vector machines and ridge regressors into the best checkpoint."""
         if not self.folder.best.exists():  # see `finish`
             return
-        detector = load(self.folder.best, device=self.device)
+        detector = build(str(self.folder.best), self.device)
         loading = self._loading()
         # Other runs have other weights and so other features, which may take many gigabytes: they go when they were used.
         loading["cache"] = self.folder.path / "features"
@@ -110,7 +111,7 @@ class DetectionCLI(TrainCLI):
             )
             print(f"    --model.detector.init_args.weights {folder.best}")
             return
-        model, table, data = load(folder.best, device=self.device), self._table("val"), self.datamodule
+        model, table, data = build(str(folder.best), self.device), self._table("val"), self.datamodule
         scored = score(
             model, table, batch_size=data.batch_size, num_workers=data.num_workers, max_dets=self.model.max_dets
         )

@@ -18,6 +18,7 @@ from sightline.captioning import CAPTIONERS
 from sightline.datasets.table import DataError, nearest
 from sightline.detectors import DETECTORS, Detector
 from sightline.detectors.rcnn import RegionHead
+from sightline.segmentation import INSTANCE_SEGMENTERS, SEGMENTERS
 from sightline.training import overfit, rate_finder
 
 IN_PLACE = ("overfit", "find_rate", "linear")
@@ -143,7 +144,11 @@ class Parser(LightningArgumentParser):
 
 
 # The options whose value is made by a function, and those functions by name.
-BUILT = {"model.detector": DETECTORS, "model.captioner": CAPTIONERS}
+BUILT = {
+    "model.detector": {**DETECTORS, **INSTANCE_SEGMENTERS},
+    "model.segmenter": SEGMENTERS,
+    "model.captioner": CAPTIONERS,
+}
 
 
 def _builder_arguments(builders: Mapping[str, Callable[..., Model]]) -> set[str]:

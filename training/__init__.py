@@ -8,7 +8,7 @@ from .linear import LinearModel, fit_softmax, fit_svm, fit_svms
 from .module import Training, TrainingError
 from .moving_average import MovingAverage
 from .ratios import UpdateRatios
-from .schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay
+from .schedules import CosineDecay, ExponentialDecay, InverseTimeDecay, PolynomialDecay, Schedule, StepDecay
 from .scoring import Scored, detect_all, detect_tiled, score, score_tiled
 from .tasks import MONITORS
 from .unfreezing import PlateauUnfreezing, StagedUnfreezing

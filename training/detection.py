@@ -9,11 +9,12 @@ from lightning.pytorch.cli import OptimizerCallable
 from torch import Tensor
 
 from ..datasets.structures import Batch
+from ..datasets.table import Table
 from ..detectors.model import Detector
 from ..evaluation import DetectionCollector, Detections, Truth
 from .module import Training
 from .schedules import Schedule
-from .tasks import MONITORS, Result, evaluate
+from .tasks import MONITORS, Result, evaluate, truth_of
 
 
 def _sgd(params: Any) -> torch.optim.Optimizer:
@@ -56,6 +57,7 @@ class DetectionTraining(Training):
         self.result: Result | None = None
         self.truth: Truth | None = None
         self.detections: Detections | None = None
+        self._known_truth: tuple[Table, Truth] | None = None
         # Kept out of the module's children, or every weight would be saved twice.
         self._forward = (torch.compile(detector) if compile else detector,)
 
@@ -88,15 +90,22 @@ class DetectionTraining(Training):
 
     def validation_step(self, batch: Batch, index: int) -> None:
         found = self.detector.decode(self.validated(batch), batch.sizes)
-        self._collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])
+        ids, sizes = [info.id for info in batch.infos], [info.size for info in batch.infos]
+        self._collector.update(found.to_original(batch.infos), ids, sizes)
 
     def on_validation_epoch_end(self) -> None:
         collector, data = self._collector.gather(), self.trainer.datamodule
-        # With `--trainer.limit_val_batches` only part of the split was seen.
-        self.truth = Truth.from_table(data.tables["val"]).only(collector.image_ids)
-        self.detections = collector.detections(self.truth)
         task, categories = self.detector.task, self.detector.categories
+        # With `--trainer.limit_val_batches` only part of the split was seen.
+        self.truth = self._truth_of(data.tables["val"]).only(collector.image_ids)
+        self.detections = collector.detections(self.truth)
         if task != "reconstruction":
             self.result = evaluate(task, self.truth, self.detections, categories, max_dets=self.max_dets)
         scores = self.result.summary() if self.result else {}
         self.log_validation(self.validation_losses() | scores, MONITORS[task].name)
+
+    def _truth_of(self, table: Table) -> Truth:
+        """A table's truth, made once: to draw masks takes long."""
+        if self._known_truth is None or self._known_truth[0] is not table:
+            self._known_truth = table, truth_of(self.detector.task, table)
+        return self._known_truth[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import WeightAveraging
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
@@ -24,6 +25,17 @@ class MovingAverage(WeightAveraging):
             raise ValueError(f"the decay of a moving average must be in [0, 1), got {decay}")
         super().__init__(multi_avg_fn=self._average)
         self.decay, self._step = decay, 0
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Lets the average have what no checkpoint holds, such as the categories' weights in a loss.
+
+        The module gets that from the data only after Lightning has copied it, and a resumed run would average it with what
+        was there before.
+        """
+        saved, average = module.state_dict().keys(), dict(self._average_model.module.named_buffers())
+        for name, value in module.named_buffers():
+            if name not in saved:
+                average[name].copy_(value)
 
     def should_update(self, step_idx: int | None = None, epoch_idx: int | None = None) -> bool:
         """After every step of the optimiser."""

@@ -11,6 +11,7 @@ from ..datasets.table import DataError, Table
 from ..evaluation import ReportInputs
 from .caption_scoring import ScoredCaptions
 from .scoring import Scored
+from .segmentation_scoring import ScoredLabelMaps
 
 
 class RunFolder:
@@ -62,7 +63,11 @@ class RunFolder:
         return run
 
     def finish(
-        self, scored: Scored | ScoredCaptions, table: Table, details: Mapping[str, str], extra: Mapping[str, float]
+        self,
+        scored: Scored | ScoredCaptions | ScoredLabelMaps,
+        table: Table,
+        details: Mapping[str, str],
+        extra: Mapping[str, float],
     ) -> None:
         """Writes results.json and report.html.
 

@@ -100,3 +100,20 @@ class CosineDecay(Schedule):
     def decay(self, step: int, total: int) -> float:
         falling = max(1.0, total * (1 - self.flat))
         return self.final + (1 - self.final) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / falling)))
+
+
+class PolynomialDecay(Schedule):
+    """The rate falls as (1 - t) to a power, t from 0 to 1: what networks for label maps are mostly trained with (DeepLab,
+    Chen et al. 2017, https://arxiv.org/abs/1606.00915, section 4.1).
+
+    Args:
+        power: 1 for a straight line.
+        warmup_steps: see `Schedule`.
+    """
+
+    def __init__(self, power: float = 0.9, warmup_steps: int = 0) -> None:
+        super().__init__(warmup_steps)
+        self.power = power
+
+    def decay(self, step: int, total: int) -> float:
+        return max(0.0, 1 - step / max(1, total)) ** self.power

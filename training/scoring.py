@@ -26,7 +26,7 @@ from ..datasets.table import DataError, Table
 from ..detectors.model import Detector
 from ..detectors.tiling import Tiling, find_tiled
 from ..evaluation import DetectionCollector, Detections, ReportInputs, Truth, write_report
-from .tasks import Result, evaluate
+from .tasks import Result, evaluate, truth_of
 
 
 @dataclass
@@ -141,7 +141,7 @@ def judge(
 ) -> Scored:
     """Scores what a model found in a table's pictures; arguments as for `score`, in the original pictures' pixels."""
     to_data = data_labels(model.categories, table.categories)
-    truth = Truth.from_table(table)
+    truth = truth_of(model.task, table)
     found = collector.detections(truth)
     labels = to_data[found.labels]
     found = replace(found, labels=labels).select(labels >= 0)
@@ -159,7 +159,8 @@ def detect_all(model: Detector, loader: Loader, *, progress: bool = True) -> Det
         batch = batch.to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             found = model.detect(*batch.inputs)
-        collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])
+        ids, sizes = [info.id for info in batch.infos], [info.size for info in batch.infos]
+        collector.update(found.to_original(batch.infos), ids, sizes)
     model.train(training)
     return collector
 
@@ -171,7 +172,7 @@ def detect_tiled(
     collector, options = DetectionCollector(), asdict(tiling) | {"batch_size": batch_size}
     bar = tqdm(with_plain_errors(pictures), "detect", len(pictures), unit="picture", disable=None if progress else True)
     for image_id, image in bar:
-        collector.update([find_tiled(model, image, score=0.0, **options)], [image_id])
+        collector.update([find_tiled(model, image, score=0.0, **options)], [image_id], [tuple(image.shape[1:])])
     return collector
 
 

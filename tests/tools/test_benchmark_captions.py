@@ -168,9 +168,9 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
     for arguments, message in (
         (
             [str(tmp_path / "classifier.ckpt"), checkpoint],
-            f"{checkpoint} writes sentences and {tmp_path}/classifier.ckpt does not",
+            f"{tmp_path}/classifier.ckpt gives objects and {checkpoint} sentences",
         ),
-        ([checkpoint, "torchvision:fasterrcnn_resnet50_fpn"], "torchvision:fasterrcnn_resnet50_fpn does not"),
+        ([checkpoint, "torchvision:fasterrcnn_resnet50_fpn"], "torchvision:fasterrcnn_resnet50_fpn objects: no table"),
         ([checkpoint, "--data", str(tmp_path / "nothing")], "no such file or folder"),
         ([checkpoint, "--data", "shapes", "--split", "tests"], "has no part 'tests'"),
     ):

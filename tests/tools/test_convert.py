@@ -70,7 +70,7 @@ def test_errors(real_data, tmp_path, capsys):
         ((real_data("coco"), "voc", tmp_path / "full"), "not empty"),
         ((real_data("coco"), "voc", tmp_path / "full" / "file"), "not empty"),
         ((tmp_path / "nothing", "voc", tmp_path / "new"), "no such file or folder"),
-        ((real_data("coco"), "kitti", tmp_path / "new"), "known are coco, voc, yolo, folders"),
+        ((real_data("coco"), "kitti", tmp_path / "new"), "known are coco, voc, yolo, folders, masks"),
     ]:
         with pytest.raises(DataError, match=message):
             convert(*arguments)

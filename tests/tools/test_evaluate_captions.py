@@ -14,7 +14,7 @@ from sightline.datasets.shapes import read_shapes, shapes_table
 from sightline.detectors import classifier
 from sightline.evaluation import read_caption_results
 from sightline.tools.main import main
-from sightline.tools.model_names import is_captioner
+from sightline.tools.model_names import kind_of
 from sightline.training.caption_scoring import score_captions
 
 TABLE = shapes_table("val", 6, 32)
@@ -80,14 +80,8 @@ def test_the_width_of_the_beam(checkpoint, data, tmp_path, monkeypatch):
     assert searches[3:] == [None, Beam(1, most=7), Beam(5, most=7)]
 
 
-def test_which_files_are_captioners(checkpoint, tmp_path):
-    save(classifier("lenet", 6), tmp_path / "classifier.ckpt")
-    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
-    assert is_captioner(checkpoint)
-    assert is_captioner("show_attend_tell@weights.pth")
-    for word in ("classifier.ckpt", "weights.pth", "nowhere.ckpt"):
-        assert not is_captioner(str(tmp_path / word))
-    assert not is_captioner("faster_rcnn@coco")
+def test_a_checkpoint_says_that_it_is_a_captioner(checkpoint):
+    assert kind_of(checkpoint) == "captioner"
 
 
 MISTAKES = {
@@ -175,7 +169,7 @@ def test_captions_of_a_part(captions, tmp_path, capsys):
         ),
         (["--captions", "a.json", "--truth", "c.json", "--beam", "3"], "leave out --beam"),
         (["--captions", "a.json", "--truth", "c.json"], "c.json: cannot be read"),
-        (["--predictions", "a.json", "--truth", "c.json", "--partial"], "--partial goes with --captions"),
+        (["--predictions", "a.json", "--truth", "c.json", "--partial"], "--partial is for --captions"),
     ],
 )
 def test_captions_refused(arguments, message, capsys):

@@ -5,8 +5,8 @@ import torch
 
 from sightline.backbone import WeightsError
 from sightline.datasets.table import DataError
-from sightline.detectors import faster_rcnn_mobilenet_v3, save
-from sightline.tools.model_names import build, has_weights, trained
+from sightline.detectors import classifier, faster_rcnn_mobilenet_v3, save
+from sightline.tools.model_names import build, has_weights, kind_of, trained
 
 
 def test_a_checkpoint_and_a_name_with_the_same_weights(tmp_path):
@@ -35,3 +35,20 @@ def test_mistakes(word, error, message):
 def test_random_weights_on_purpose():
     assert not has_weights("rcnn")
     assert build("localization", "cpu").task == "localization"
+
+
+def test_what_a_word_makes(tmp_path, segmenter, mask_detector):
+    save(classifier("lenet", 6), tmp_path / "classifier.ckpt")
+    torch.save({"weight": torch.ones(1)}, tmp_path / "weights.pth")
+    words = {
+        segmenter: "segmenter",
+        "fcn8s@fcn.pth": "segmenter",
+        mask_detector: "detector",
+        "mask_rcnn@coco": "detector",
+        "show_attend_tell@weights.pth": "captioner",
+        str(tmp_path / "classifier.ckpt"): "detector",
+        str(tmp_path / "weights.pth"): "detector",
+        str(tmp_path / "nowhere.ckpt"): "detector",
+        "faster_rcnn@coco": "detector",
+    }
+    assert {word: kind_of(word) for word in words} == words

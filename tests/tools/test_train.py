@@ -324,17 +324,23 @@ def test_mistakes_end_in_one_message(arguments, message, capsys, tmp_path):
 
 def test_every_recipe_is_listed_and_parses(capsys):
     assert train("--list") == 0
-    listed = capsys.readouterr().out
+    listed = capsys.readouterr().out.splitlines()
     for name, text in recipes().items():
-        assert name in listed
+        (line,) = (line for line in listed if line.startswith(f"{name} "))
+        assert line.index(text) == listed[0].index("AlexNet")  # all descriptions stand in one column
         assert len(text) > 20
         with pytest.raises(SystemExit) as end:
             train(name, "--print_config")
         assert end.value.code == 0
         config = yaml.safe_load(capsys.readouterr().out)
-        (network,) = config["model"].keys() & {"detector", "captioner"}
-        room = {"detector": "detectors", "captioner": "captioning"}[network]
-        assert config["model"][network]["class_path"].startswith(f"sightline.{room}.")
+        rooms = {
+            "detector": ("detectors", "segmentation"),
+            "captioner": ("captioning",),
+            "segmenter": ("segmentation",),
+        }
+        (network,) = config["model"].keys() & rooms.keys()
+        _, room, _ = config["model"][network]["class_path"].split(".")
+        assert room in rooms[network]
 
 
 def test_help_is_short(capsys):

@@ -156,7 +156,7 @@ def test_other_words_are_refused(unscored, capsys):
     [
         (["--data.cache_maps", "true"], "keeps what a frozen backbone makes"),
         ([*KEPT, "--data.augment.flip", "0", "--data.augment.scale", "[1,1]"], "which --data.augment changes"),
-        (["--alternating"], "makes a captioner: leave --alternating out"),
+        (["--alternating"], "makes another kind of model: leave --alternating out"),
         ([*KEPT, "--run.unfreeze", "plateau"], "keeps what a frozen backbone makes"),
         (["--run.machines", "true"], "--run.machines is for detectors"),
         (["--run.overfit", "true", "--model.self_critical", "true"], "--run.overfit watches the loss of true words"),

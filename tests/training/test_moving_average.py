@@ -48,6 +48,34 @@ def test_recursion(tmp_path, decay):
     assert module.statistic.item() == pytest.approx(wanted[1], rel=1e-5)
 
 
+class Weighted(Wanderer):
+    """Gets a constant from its data, which is not saved, as a loss gets the categories' weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("constant", torch.ones(1), persistent=False)
+        self.validated = []
+
+    def setup(self, stage):
+        self.constant.fill_(5.0)
+
+    def validation_step(self, batch, index):
+        self.validated.append(self.constant.item())
+
+
+def test_what_is_not_saved_survives_resuming(tmp_path):
+    loader = DataLoader(torch.arange(3.0)[:, None])
+    for epochs, checkpoint in ((1, None), (2, tmp_path / "run.ckpt")):
+        module = Weighted()
+        trainer = Trainer(
+            default_root_dir=tmp_path, max_epochs=epochs, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False, callbacks=[MovingAverage(0.9)], num_sanity_val_steps=0,
+        )  # fmt: skip
+        trainer.fit(module, loader, loader, ckpt_path=checkpoint, weights_only=False)
+        trainer.save_checkpoint(tmp_path / "run.ckpt")
+    assert module.validated == [5.0] * 3
+
+
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 9.0])
 def test_decay_in_range(decay):
     with pytest.raises(ValueError, match=rf"must be in \[0, 1\), got {decay}"):

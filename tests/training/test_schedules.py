@@ -2,7 +2,14 @@
 
 import pytest
 
-from sightline.training import CosineDecay, ExponentialDecay, InverseTimeDecay, Schedule, StepDecay
+from sightline.training import (
+    CosineDecay,
+    ExponentialDecay,
+    InverseTimeDecay,
+    PolynomialDecay,
+    Schedule,
+    StepDecay,
+)
 
 VALUES = {
     "constant": (Schedule(), {0: 1.0, 500: 1.0, 999: 1.0}),
@@ -10,6 +17,7 @@ VALUES = {
     "step": (StepDecay(milestones=(0.5, 0.75), gamma=0.1), {0: 1.0, 499: 1.0, 500: 0.1, 749: 0.1, 750: 0.01}),
     "exponential": (ExponentialDecay(final=0.01), {0: 1.0, 500: 0.1, 1000: 0.01}),
     "1/t": (InverseTimeDecay(k=3.0), {0: 1.0, 500: 0.4, 1000: 0.25}),
+    "polynomial": (PolynomialDecay(power=2), {0: 1.0, 500: 0.25, 1000: 0.0}),
     "cosine": (CosineDecay(), {0: 1.0, 500: 0.5, 1000: 0.0}),
     "cosine, then flat": (CosineDecay(final=0.1, flat=0.2), {0: 1.0, 400: 0.55, 800: 0.1, 999: 0.1}),
     "cosine to a floor, warmed up": (CosineDecay(final=0.2, warmup_steps=100), {0: 0.01, 500: 0.6, 1000: 0.2}),
