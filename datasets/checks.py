@@ -18,12 +18,17 @@ from .folders import FolderSource
 from .images import decode_image
 from .label_checks import check_pixels
 from .label_checks import read_each as read_each_mask
+from .label_maps import FORMS as MAP_FORMS
 from .label_maps import holds_masks
 from .readers import Source, find
 from .splits import without_unions
 from .table import DataError, Problems, Table
 from .yolo import YoloFolder
 
+_OTHERS = (
+    f"\nnor are here label maps, known as\n    {MAP_FORMS}"
+    f"\nnor are here pictures with sentences, known as\n    {FORMS}"
+)
 TINY = 2  # pixels; a box with a shorter side is more often a slip of the mouse than an object
 
 
@@ -73,8 +78,7 @@ def _find(path: Path, captioned: bool, masked: bool) -> Source | None:
     except DataError as error:
         if captioned or masked:
             return None
-        known = f"\nnor are here pictures with sentences, known as\n    {FORMS}" if path.is_dir() else ""
-        raise DataError(f"{error}{known}") from None
+        raise DataError(f"{error}{_OTHERS if path.is_dir() else ''}") from None
     if masked and isinstance(source, YoloFolder) and next(path.rglob("labels/**/*.txt"), None) is None:
         return None  # what lies in labels/ is masks
     return None if (captioned or masked) and isinstance(source, FolderSource) else source

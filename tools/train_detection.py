@@ -36,6 +36,8 @@ class DetectionCLI(TrainCLI):
         self.datamodule.proposer = detector.proposer
         check_for_detector(self.options, detector, self.builder_arguments)
         _check_proposals(self.datamodule, detector)
+        if detector.task == "instance_segmentation":
+            _check_masks(self.datamodule)
 
     @property
     def monitor(self) -> Monitor:
@@ -134,3 +136,12 @@ def _check_proposals(data: DetectionData, detector: Detector) -> None:
             f"--data.proposals {data.proposals}: {type(detector).__name__} looks at whole pictures and takes no proposals; "
             "leave it out, or train one that does (fast_rcnn, rcnn)"
         )
+
+
+def _check_masks(data: DetectionData) -> None:
+    for table in (data.tables["train"], data.tables["val"]):
+        if table.segmentations is None and len(table.image):
+            raise DataError(
+                f"{table.describe()}: no object has a mask, from which masks could be learnt; take data with outlines, or "
+                "train a detector of boxes (faster_rcnn)"
+            )

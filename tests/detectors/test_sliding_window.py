@@ -56,7 +56,7 @@ STRANGE = {**SIZES, "one pixel": (1, 1), "a line": (1, 30), "ten": (10, 10), "th
 def test_boxes_are_sound(size, limit):
     height, width = STRANGE[size]
     window = SlidingWindow(limit)
-    boxes, scores = window(picture(height, width))
+    boxes, scores, _ = window(picture(height, width))
     assert boxes.dtype == scores.dtype == np.float32
     assert 1 <= len(boxes) == len(scores) <= limit
     assert boxes.min() >= 0

@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from sightline.datasets.shapes import CATEGORIES
+from sightline.datasets.table import DataError
 from sightline.segmentation import load
 from sightline.tools.train import main as train_main
 from sightline.tools.train_segmentation import SegmentationCLI
@@ -126,6 +128,19 @@ def test_mistakes_stop_before_a_folder_is_made(options, message):
     with pytest.raises(ValueError) as caught:  # noqa: PT011 (held against the message below)
         train(*QUICK, *options)
     assert message in str(caught.value)
+    assert not Path("runs").exists()
+
+
+def test_masks_are_not_learnt_from_boxes(tmp_path):
+    (tmp_path / "data").mkdir()
+    boxes = [{"id": i, "image_id": i, "category_id": 1, "bbox": [4, 4, 20, 20], "area": 400} for i in range(1, 9)]
+    images = [{"id": i, "file_name": f"{i}.png", "height": 48, "width": 48} for i in range(1, 9)]
+    for image in images:
+        Image.new("RGB", (48, 48)).save(tmp_path / "data" / image["file_name"])
+    truth = {"images": images, "annotations": boxes, "categories": [{"id": 1, "name": "thing"}]}
+    (tmp_path / "data" / "instances.json").write_text(json.dumps(truth))
+    with pytest.raises(DataError, match="no object has a mask, from which masks could be learnt"):
+        train("mask_rcnn_lite", "--data", str(tmp_path / "data/instances.json"), *DATA)
     assert not Path("runs").exists()
 
 
