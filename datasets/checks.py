@@ -26,8 +26,7 @@ from .table import DataError, Problems, Table
 from .yolo import YoloFolder
 
 _OTHERS = (
-    f"\nnor are here label maps, known as\n    {MAP_FORMS}"
-    f"\nnor are here pictures with sentences, known as\n    {FORMS}"
+    f"\nnor are here label maps, known as\n    {MAP_FORMS}\nnor are here pictures with sentences, known as\n    {FORMS}"
 )
 TINY = 2  # pixels; a box with a shorter side is more often a slip of the mouse than an object
 

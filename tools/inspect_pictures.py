@@ -18,6 +18,7 @@ from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, Table
 from sightline.evaluation import Truth, draw_labels, label_colours, label_legend, with_legend
 from sightline.evaluation.drawing import annotate, colour_of
+from sightline.evaluation.label_drawing import Swatch
 from sightline.evaluation.mask_drawing import paint_masks
 from sightline.evaluation.plots import ACCENT, INK, MUTED, save_figure
 from sightline.evaluation.sentence_band import Note, with_band
@@ -55,7 +56,8 @@ def _tinted_sheet(table: Table, rows: Sequence[int]) -> np.ndarray:
         labels = np.asarray(Image.fromarray(labels.astype(np.int32)).resize(size, Image.Resampling.NEAREST))
         tiles.append(draw_labels(np.asarray(Image.fromarray(image).resize(size)), labels, colours))
         shown.append(np.unique(labels))
-    legend = label_legend(np.concatenate(shown), table.categories, colours)
+    labels = np.concatenate(shown)
+    legend = label_legend(labels, table.categories, colours) + [Swatch("void", None)] * bool((labels < 0).any())
     return with_legend(_sheet(tiles), legend)
 
 
