@@ -43,7 +43,7 @@ def test_a_run_folder_holds_the_words(capsys):
     assert train(*QUICK, *KEPT, f"{BUILDER}.backbone_weights", "null", "--data.longest", "9") == 0
     assert "CIDEr-D" in capsys.readouterr().out
     model = load("runs/show_attend_tell_lite/1/checkpoints/best.ckpt", device="cpu")
-    assert {"circle", "left", "above"} <= set(model.vocabulary.words)
+    assert {"circle", "left", "below"} <= set(model.vocabulary.words)
     assert model.search.most == 9
     assert len(os.listdir("runs/show_attend_tell_lite/features")) == 3  # of each split
 
