@@ -5,7 +5,7 @@ import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
 from sightline.datasets.masks import from_pixels, to_pixels
-from sightline.segmentation.pasting import paste, paste_everywhere, whole_pixels, windows
+from sightline.segmentation.pasting import paste, paste_everywhere, whole_pixels
 
 SIZE = (60, 90)
 WAYS = {"in windows": paste, "everywhere": paste_everywhere}
@@ -96,11 +96,6 @@ def test_every_way_says_the_same(name):
     own = paste(masks, boxes, SIZE, threshold=0.4)
     assert own.dtype == torch.bool
     assert torch.equal(own, values >= 0.4)
-    frames = torch.zeros(len(boxes), *SIZE, dtype=torch.bool)
-    for frame, (rows, columns, pixels) in zip(frames, windows(masks, boxes, SIZE, threshold=0.4), strict=True):
-        assert pixels.shape == (rows.stop - rows.start, columns.stop - columns.start)
-        frame[rows, columns] = torch.from_numpy(pixels)
-    assert torch.equal(frames, own)
 
 
 def test_chunks_change_nothing(monkeypatch):
@@ -115,10 +110,6 @@ def test_chunks_change_nothing(monkeypatch):
 def test_no_masks(way, threshold):
     found = WAYS[way](torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE, threshold=threshold)
     assert found.shape == (0, *SIZE)
-
-
-def test_no_windows():
-    assert windows(torch.zeros(0, 28, 28), torch.zeros(0, 4), SIZE) == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
