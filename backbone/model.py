@@ -6,10 +6,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 
 from .freeze import set_norms
 from .normalize import Normalize
+from .precision import Precision, mixed
 
 
 class Model(nn.Module):
@@ -24,9 +26,11 @@ class Model(nn.Module):
         resize: what pictures are brought to before they reach the model: (shorter side, longer side at most), or
             (height, width, True) for exactly that size.
         architecture: the builder's name and arguments, from which `load` makes the model anew.
+        precision: in which numbers it answers, see `mixed`; training has its trainer's.
     """
 
     task: str
+    precision: Precision = "auto"
 
     def __init__(self, *, mean: Sequence[float], std: Sequence[float], padding: float | None = None) -> None:
         super().__init__()
@@ -63,3 +67,11 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def answering(model: Model) -> Iterator[None]:
+    """How a model answers everywhere: in evaluation mode, without gradients, in its own precision."""
+    device = next(model.parameters()).device
+    with evaluating(model), torch.inference_mode(), mixed(device, model.precision):
+        yield

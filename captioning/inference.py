@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..backbone.model import evaluating
+from ..backbone.model import answering, evaluating
 from ..datasets.batching import collate, frame_for
 from ..datasets.sources import Frame, frames_and_arrays
 from ..datasets.structures import Batch, Captions, ImageInfo, Instances, Sample
@@ -98,9 +98,8 @@ def _extent(model: Captioner, info: ImageInfo, grid: tuple[int, int]) -> tuple[f
 
 
 def annotate(model: Captioner, images: Tensor, sizes: Tensor) -> Annotations:
-    """What the backbone makes of (B, 3, H, W) pictures of sizes (B, 2), on the model's device; in half precision on a GPU."""
-    kind = images.device.type
-    with evaluating(model), torch.inference_mode(), torch.autocast(kind, torch.bfloat16, kind == "cuda"):
+    """What the backbone makes of (B, 3, H, W) pictures of sizes (B, 2), on the model's device, in its precision."""
+    with answering(model):
         return model(images, sizes)
 
 

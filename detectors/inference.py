@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..backbone.checkpoint import default_device
-from ..backbone.model import evaluating
+from ..backbone.model import answering
 from ..datasets.batching import collate, frame_for
 from ..datasets.proposals import as_instances
 from ..datasets.sources import Frame, frames_and_arrays
@@ -76,7 +76,7 @@ def find_each(model: Detector, images: Sequence[Tensor], *, score: float = 0.5) 
     samples = [resize(_to_detect(model, image), *model.resize) for image in images]
     device = next(model.parameters()).device
     batch = collate(samples, frame_for(samples[0].image.shape[1:], model.resize)).to(device)
-    with evaluating(model), torch.inference_mode(), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+    with answering(model):
         found = model.detect(*batch.inputs).to("cpu")
     return [_kept(model, found[i].to_original(sample.info), score) for i, sample in enumerate(samples)]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..backbone.model import evaluating
+from ..backbone.model import answering
 from ..datasets.batching import collate, frame_for
 from ..datasets.sources import frames_and_arrays
 from ..datasets.structures import Batch, ImageInfo, Instances, LabelMaps, Sample
@@ -69,17 +69,14 @@ def prepare(model: Segmenter, images: Sequence[Tensor]) -> Batch:
 
 
 def probabilities(model: Segmenter, images: Tensor, sizes: Tensor) -> Tensor:
-    """(B, C, H, W) float32 on the model's device, in evaluation mode; on a GPU the network works in half precision.
+    """(B, C, H, W) float32 on the model's device, in evaluation mode and the model's precision.
 
     Args:
         images: (B, 3, H, W) uint8 RGB.
         sizes: (B, 2), the valid (height, width).
     """
-    kind = images.device.type
-    with evaluating(model), torch.inference_mode():
-        with torch.autocast(kind, torch.bfloat16, kind == "cuda"):
-            logits = model(images, sizes).logits
-        return logits.float().softmax(1)
+    with answering(model):
+        return model(images, sizes).logits.float().softmax(1)
 
 
 def at_original(probabilities: Tensor, info: ImageInfo) -> LabelMaps:

@@ -36,5 +36,14 @@ def _cache(tmp_path_factory):
 
 
 @pytest.fixture(autouse=True)
+def _full_precision(monkeypatch):
+    """Models answer in float32 on every CPU, so that a number does not depend on whose machine tests it."""
+    from sightline.backbone import precision
+
+    real = precision.has_bfloat16
+    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: kind != "cpu" and real(kind))
+
+
+@pytest.fixture(autouse=True)
 def _seed():
     torch.manual_seed(0)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import sys
+from typing import get_args
 
 import torch
 
 from sightline.backbone.layer_table import short
 from sightline.backbone.model import Model
+from sightline.backbone.precision import Precision
 from sightline.datasets.table import DataError
 from sightline.detectors import Detector, augmented, ensemble
 from sightline.detectors.averaging import average_with
@@ -21,7 +23,7 @@ from sightline.tools.number_options import positive, scale
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """`--ensemble`, `--average`, `--svd`, and how often a picture is looked at: `--multiscale`, `--flip` and `--upturn`."""
+    """`--ensemble`, `--average`, `--svd`, `--precision`, and how a picture is looked at: `--multiscale`, `--flip`, `--upturn`."""
     parser.add_argument(
         "--ensemble", nargs="+", metavar="OTHER", default=[], help="further checkpoints; all answer together"
     )
@@ -48,6 +50,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--flip", action="store_true", help="look at each picture mirrored left to right, too")
     parser.add_argument("--upturn", action="store_true", help="look at each picture mirrored top to bottom, too")
+    add_precision(parser)
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """`--precision`."""
+    parser.add_argument(
+        "--precision",
+        choices=get_args(Precision),
+        default="auto",
+        help="numbers to compute in; auto is bfloat16 where the GPU or CPU has instructions for it (auto)",
+    )
 
 
 def add_tile_options(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +127,7 @@ def load_segmenter(arguments: argparse.Namespace, device: torch.device) -> Segme
         overlap = {} if arguments.overlap is None else {"overlap": arguments.overlap}
         model = windowed(model, arguments.tiles, **overlap)
         model.resize = ()
+    model.precision = arguments.precision
     return model.eval()
 
 
@@ -127,7 +141,9 @@ def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
         WeightsError: a file cannot be loaded, or weights cannot be averaged.
         DataError: models that cannot answer together, be truncated, or look several times; the message names the files.
     """
-    return _augmented(_together(arguments, device), arguments)
+    model = _augmented(_together(arguments, device), arguments)
+    model.precision = arguments.precision
+    return model
 
 
 def _one(arguments: argparse.Namespace, device: torch.device) -> Model:

@@ -30,7 +30,7 @@ from sightline.training.caption_scoring import score_captions
 
 # The options that mean something, of all that `sightline evaluate` has.
 FOR_CAPTIONERS = {
-    "checkpoint", "data", "split", "beam", "json", "save_predictions", "report", "batch", "workers", "device",
+    "checkpoint", "data", "split", "beam", "json", "save_predictions", "report", "batch", "workers", "device", "precision",
 }  # fmt: skip
 FOR_RESULTS = {"captions", "truth", "partial", "json", "report"}
 BATCH = 32
@@ -44,6 +44,7 @@ def evaluate_captioner(arguments: argparse.Namespace, given: Set[str]) -> None:
     """
     require_known(given, FOR_CAPTIONERS, f"{arguments.checkpoint} is a captioner")
     model = model_names.trained(arguments.checkpoint, usable_device(arguments.device))
+    model.precision = arguments.precision
     table = captioned(arguments.data, arguments.split)
     if table.problems.counts:
         print(table.problems.summary(), file=sys.stderr)

@@ -22,7 +22,7 @@ from sightline.training.segmentation_scoring import ScoredLabelMaps, score_segme
 FOR_BOTH = {"data", "split", "void_wrong", "json", "report"}
 FOR_FILES = {"predictions"} | FOR_BOTH
 FOR_SEGMENTERS = {
-    "checkpoint", "average", "multiscale", "flip", "tiles", "overlap", "batch", "workers", "device",
+    "checkpoint", "average", "multiscale", "flip", "tiles", "overlap", "batch", "workers", "device", "precision",
 } | FOR_BOTH  # fmt: skip
 BATCH = 8
 ROLES = ("train", "val", "test")

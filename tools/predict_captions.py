@@ -37,7 +37,7 @@ from sightline.tools.prediction_loop import Course, each_picture
 Writer = CaptionedPictures | AttentionPictures | CaptionResults | CaptionTable
 
 FOR_CAPTIONERS = {"beam", "count", "sample", "temperature", "nucleus", "attention", "regions", "region_way"}
-FOR_BOTH = {"checkpoint", "sources", "out", "no_pictures", "json", "csv", "every", "device"}
+FOR_BOTH = {"checkpoint", "sources", "out", "no_pictures", "json", "csv", "every", "device", "precision"}
 # What an option goes with; without it, it would mean nothing.
 NEEDS = {"temperature": "sample", "nucleus": "sample", "region_way": "regions", "score": "regions"}
 LINES, REGION_LINES = 2, 6  # of the band under a video: for each sentence about the frame, and for all its objects
@@ -106,6 +106,7 @@ def predict_captions(arguments: argparse.Namespace, given: Set[str]) -> int:
     pictures = frames(arguments.sources, arguments.every)
     device = usable_device(arguments.device)
     model = trained(arguments.checkpoint, device)
+    model.precision = arguments.precision
     model.search = search_of(arguments, model.search)
     regions = _region_finder(arguments, device)
     with ExitStack() as files:
@@ -155,6 +156,7 @@ def _region_finder(arguments: argparse.Namespace, device: torch.device) -> Regio
     if not arguments.regions:
         return None
     detector = trained(arguments.regions, device)
+    detector.precision = arguments.precision
     if detector.task not in ("detection", "instance_segmentation", "localization"):
         raise DataError(
             f"--regions {arguments.regions} finds no objects, it is made for {detector.task}; name a detector"

@@ -26,7 +26,7 @@ Writer = TintedPictures | LabelPictures | LabelResults | ShareTable
 
 # The options that mean something, of all that `sightline predict` has.
 FOR_SEGMENTERS = {
-    "checkpoint", "sources", "out", "no_pictures", "json", "polygons", "csv", "masks", "every", "device",
+    "checkpoint", "sources", "out", "no_pictures", "json", "polygons", "csv", "masks", "every", "device", "precision",
     "average", "multiscale", "flip", "tiles", "overlap",
 }  # fmt: skip
 

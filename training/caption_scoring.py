@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from ..backbone.model import evaluating
+from ..backbone.model import answering, evaluating
 from ..captioning import Captioner
 from ..captioning.decoder import Annotations, Decoder
 from ..captioning.vocabulary import Vocabulary
@@ -102,11 +102,10 @@ def caption_all(
 
 
 def annotated(model: Captioner, batch: Batch) -> Annotations:
-    """What a model's backbone makes of a batch's pictures, in half precision on a GPU, or made of them beforehand."""
+    """What a model's backbone makes of a batch's pictures, in its precision, or made of them beforehand."""
     if batch.maps is not None:
         return model.annotate(batch.maps, batch.sizes)
-    kind = batch.images.device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+    with answering(model):
         return model(batch.images, batch.sizes)
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
-from ..backbone.model import evaluating
+from ..backbone.model import answering
 from ..datasets.crops import multi_scale_crops
 from ..datasets.detection import read_picture, start_worker, with_plain_errors
 from ..datasets.table import DataError, Table
@@ -80,7 +80,7 @@ def crop_probabilities(model: Detector, images: Sequence[Tensor], crops: Crops, 
 def _mean(model: Detector, crops: Tensor, batch_size: int) -> Tensor:
     """(I, C) mean probabilities of (I, N, 3, h, w) uint8 crops."""
     device, found = next(model.parameters()).device, []
-    with evaluating(model), torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
+    with answering(model):
         for part in crops.flatten(0, 1).split(batch_size):
             sizes = torch.tensor(part.shape[-2:], device=device).expand(len(part), 2)
             found.append(model.probabilities(model(part.to(device), sizes)))

@@ -12,7 +12,7 @@ from ..datasets.structures import Batch
 from ..datasets.table import Table
 from ..detectors.model import Detector
 from ..evaluation import DetectionCollector, Detections, Truth
-from .module import Training
+from .module import Training, learn
 from .schedules import Schedule
 from .tasks import MONITORS, Result, evaluate, truth_of
 
@@ -50,7 +50,7 @@ class DetectionTraining(Training):
             backbone_rate: the backbone's learning rate as a share of the others'.
             norm_decay: let weight decay shrink biases and norms' weights too; modern recipes do not.
             max_dets: COCO's limits on detections an image; the largest is used for AP.
-            compile: compile the network with torch.compile.
+            compile: compile the network and its losses with torch.compile.
         """
         super().__init__(optimizer, schedule, backbone_rate, norm_decay)
         self.detector, self.max_dets = detector, tuple(max_dets)
@@ -58,8 +58,7 @@ class DetectionTraining(Training):
         self.truth: Truth | None = None
         self.detections: Detections | None = None
         self._known_truth: tuple[Table, Truth] | None = None
-        # Kept out of the module's children, or every weight would be saved twice.
-        self._forward = (torch.compile(detector) if compile else detector,)
+        self._learn = torch.compile(learn) if compile else learn
 
     @property
     def network(self) -> Detector:
@@ -78,12 +77,8 @@ class DetectionTraining(Training):
         data = self.trainer.datamodule
         self.detector.refining = data is not None and data.plain(self.current_epoch)
 
-    def forward(self, batch: Batch) -> Any:
-        return self._forward[0](*batch.inputs)
-
     def losses_of(self, batch: Batch) -> tuple[dict[str, Tensor], Any]:
-        outputs = self(batch)
-        return self.detector.losses(outputs, batch.targets), outputs
+        return self._learn(self.detector, batch.inputs, batch.targets)
 
     def on_validation_epoch_start(self) -> None:
         self._collector = DetectionCollector()

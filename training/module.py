@@ -137,6 +137,12 @@ class Training(LightningModule):
                 )
 
 
+def learn(model: Model, inputs: tuple, targets: Any) -> tuple[dict[str, Tensor], Any]:
+    """The losses on a batch and the outputs that they follow from: a function, so that both are compiled as one."""
+    outputs = model(*inputs)
+    return model.losses(outputs, targets), outputs
+
+
 def _mean_over_processes(batches: list[tuple[int, dict[str, Tensor]]]) -> dict[str, float]:
     """The mean of each loss over all pictures of all processes, from each batch's number of pictures and mean losses."""
     rows = [(count, {name: value.item() for name, value in losses.items()}) for count, losses in batches]

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import torch
 from tqdm import tqdm
 
-from ..backbone.model import evaluating
+from ..backbone.model import answering
 from ..datasets.detection import DetectionDataset, Loader, loader_for
 from ..datasets.proposals import Boxes, Regions
 from ..datasets.structures import Instances
@@ -41,18 +40,16 @@ def network_proposals(
         )
     table = replace(table, regions=None)
     loader = loader_for(DetectionDataset(table, resize=model.resize), batch_size, num_workers=num_workers)
-    with evaluating(model):
-        found = _propose_all(model, loader, progress)
+    found = _propose_all(model, loader, progress)
     return replace(table, regions=Regions.of([found[int(image_id)] for image_id in table.image_ids]))
 
 
-@torch.inference_mode()
 def _propose_all(model: FasterRCNN, loader: Loader, progress: bool) -> dict[int, Boxes]:
     """Each picture's proposals by its id."""
     device, found = next(model.parameters()).device, {}
     for batch in tqdm(loader, desc="propose", unit="batch", disable=None if progress else True, leave=False):
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with answering(model):
             proposals = model.propose(batch.images, batch.sizes)
         proposals = proposals.to_original(batch.infos).to("cpu")
         found |= {info.id: _of_picture(proposals[place]) for place, info in enumerate(batch.infos)}

@@ -8,11 +8,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from ..backbone.model import answering
 from ..datasets.detection import (
     DetectionDataset,
     Loader,
@@ -149,19 +149,16 @@ def judge(
     return Scored(truth, found, result, seconds)
 
 
-@torch.inference_mode()
 def detect_all(model: Detector, loader: Loader, *, progress: bool = True) -> DetectionCollector:
     """A detector's findings in all pictures of a loader, in the original pictures' pixels."""
     device = next(model.parameters()).device
-    collector, training = DetectionCollector(), model.training
-    model.eval()
+    collector = DetectionCollector()
     for batch in tqdm(loader, desc="detect", unit="batch", disable=None if progress else True, leave=False):
         batch = batch.to(device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with answering(model):
             found = model.detect(*batch.inputs)
         ids, sizes = [info.id for info in batch.infos], [info.size for info in batch.infos]
         collector.update(found.to_original(batch.infos), ids, sizes)
-    model.train(training)
     return collector
 
 

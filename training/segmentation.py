@@ -12,7 +12,7 @@ from ..datasets.structures import Batch
 from ..evaluation import SegmentationCollector, SegmentationResult
 from ..segmentation.losses import median_frequency
 from ..segmentation.model import Outputs, Segmenter
-from .module import Training
+from .module import Training, learn
 from .schedules import Schedule
 from .tasks import MONITORS
 
@@ -50,13 +50,12 @@ class SegmentationTraining(Training):
             backbone_rate: the backbone's learning rate as a share of the others'.
             norm_decay: let weight decay shrink biases and norms' weights too; modern recipes do not.
             class_weights: how much categories weigh in the loss: alike (null), or the rarer the more ("median_frequency").
-            compile: compile the network with torch.compile.
+            compile: compile the network and its losses with torch.compile.
         """
         super().__init__(optimizer, schedule, backbone_rate, norm_decay)
         self.segmenter, self.class_weights = segmenter, class_weights
         self.result: SegmentationResult | None = None
-        # Kept out of the module's children, or every weight would be saved twice.
-        self._forward = (torch.compile(segmenter) if compile else segmenter,)
+        self._learn = torch.compile(learn) if compile else learn
 
     @property
     def network(self) -> Segmenter:
@@ -84,8 +83,7 @@ class SegmentationTraining(Training):
             self.segmenter.loss.weights.copy_(median_frequency(counts, present))
 
     def losses_of(self, batch: Batch) -> tuple[dict[str, Tensor], Outputs]:
-        outputs = self._forward[0](batch.images, batch.sizes)
-        return self.segmenter.losses(outputs, batch.label_maps), outputs
+        return self._learn(self.segmenter, (batch.images, batch.sizes), batch.label_maps)
 
     def on_validation_epoch_start(self) -> None:
         self._collector = SegmentationCollector(len(self.segmenter.categories))

@@ -1,4 +1,4 @@
-"""The options by which checkpoints become one model: `--svd`. The others are tested with the tools that have them."""
+"""The options by which checkpoints become one model: `--svd`, `--precision`. The others are tested with their tools."""
 
 import argparse
 
@@ -55,3 +55,16 @@ def test_mistakes_name_the_file(paths, which, ranks, message):
     with pytest.raises(DataError, match=message) as error:
         loaded(paths[which], "--svd", *ranks)
     assert paths[which] in str(error.value)
+
+
+@pytest.mark.parametrize("more", [(), ("--average", 1), ("--ensemble", 1)])
+def test_precision_is_the_whole_models(paths, more):
+    more = [paths[word] if isinstance(word, int) else word for word in more]
+    assert loaded(paths[0], *more).precision == "auto"
+    assert loaded(paths[0], *more, "--precision", "float32").precision == "float32"
+
+
+def test_an_unknown_precision_is_an_error(paths, capsys):
+    with pytest.raises(SystemExit):
+        loaded(paths[0], "--precision", "float16")
+    assert "auto" in capsys.readouterr().err
