@@ -8,7 +8,7 @@ of them, or describes them.
     sightline predict best.ckpt street.jpg --flip --multiscale 1 1.5    # four looks at each picture
     sightline predict best.ckpt --tiles 640 aerial/                     # small objects in large pictures
     sightline predict best.ckpt clip.mp4 --track --mot tracks.txt       # which car is which, from frame to frame
-    sightline predict best.ckpt 0                                        # a camera, until Ctrl-C
+    sightline predict best.ckpt 0 --compile                              # a camera, until Ctrl-C; faster, once it runs
     sightline predict mask_rcnn.ckpt street.jpg --json found.json --polygons --masks numbered/   # objects with masks
     sightline predict fcn8s.ckpt street.jpg clip.mp4 --masks labels/     # a category for every pixel, drawn and as PNG
     sightline predict captioner.ckpt street.jpg --attention              # a sentence, and what was looked at for each word
@@ -54,6 +54,7 @@ from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, nearest
 from sightline.datasets.transforms import from_hwc
 from sightline.detectors import Detector
+from sightline.detectors.compiled import compile_detect
 from sightline.detectors.inference import find, usable_device
 from sightline.detectors.tiling import find_tiled
 from sightline.detectors.video_tracking import VideoTracker, video_of
@@ -85,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
         raise DataError(
             f"{arguments.checkpoint} finds no masks, it is made for {task_of(model)}: leave out {options(useless)}"
         )
+    if arguments.compile:
+        compile_detect(model)
     tiling = tiling_of(arguments, model)
     look = partial(find_tiled, **asdict(tiling)) if tiling else find
     wanted = labels_of(arguments.classes, model.categories)
@@ -218,6 +221,9 @@ def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     parser.add_argument("--classes", metavar="NAME", nargs="+", help="look for these alone")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="of a video, only every N-th frame (1)")
     parser.add_argument("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
+    parser.add_argument(
+        "--compile", action="store_true", help="compile a detector first: half a minute, for many pictures of one size"
+    )
     add_caption_options(parser)
     arguments = parser.parse_args(argv)
     if arguments.score is not None and not 0 <= arguments.score <= 1:

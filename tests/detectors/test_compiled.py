@@ -103,6 +103,18 @@ def test_losses_and_gradients(name, one_graph):
     torch.testing.assert_close(found, wanted)
 
 
+def test_without_a_compiler(monkeypatch):
+    def failing(*_):
+        raise OSError("no g++")
+
+    real = torch.compile
+    monkeypatch.setattr(compiled.torch, "compile", lambda function, **_: real(function, backend=failing))
+    model = MODELS["yolox"]().eval()
+    compile_detect(model)
+    with pytest.raises(ValueError, match=r"no g.*a CPU needs a C.. compiler"):
+        model.detect(*batch("yolox")[0])
+
+
 @pytest.mark.slow
 def test_generated_code_gives_the_same():
     model = MODELS["faster_rcnn"]().eval()

@@ -188,6 +188,13 @@ def test_broken_pictures_are_skipped_and_named(checkpoint, folder, tmp_path, cap
     assert "broken.png" in output.err
 
 
+def test_compiled_first(checkpoint, folder, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr("sightline.tools.predict.compile_detect", lambda model: seen.append(model.training))
+    main([checkpoint, str(folder / "a"), "--compile", "--no-pictures", "--json", str(tmp_path / "found.json")])
+    assert seen == [False]
+
+
 def test_classes(checkpoint, folder, tmp_path):
     options = ["--no-pictures", "--score", "0", "--json", str(tmp_path / "found.json")]
     main([checkpoint, str(folder / "a"), *options])
