@@ -1,12 +1,18 @@
-"""Pooling of regions against torchvision's operators (https://github.com/pytorch/vision, torchvision/ops)."""
+"""Pooling of regions against torchvision's operators (https://github.com/pytorch/vision, torchvision/ops); the kernels."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torchvision import ops
 from torchvision.ops.poolers import LevelMapper
 
+from sightline.detectors import roi_align as module
+from sightline.detectors.roi_align import roi_align, roi_align_plain
 from sightline.detectors.roi_pool import RoIAlign, RoIPool, assign_levels
 
 FRAME = (160, 224)
@@ -227,3 +233,249 @@ def test_level_of_a_canonical_box():
     """224 pixels pool from stride 16, half of it from 8, twice from 32 (FPN, eq. 1)."""
     rois = torch.tensor([[0.0, 0, side, side] for side in (50, 112, 224, 448, 900)])
     assert assign_levels(rois, PYRAMID).tolist() == [0, 1, 2, 3, 3]
+
+
+# name: strides, channels, bins a side, samples a bin and side, regions an image, dtype
+KERNEL_CASES = {
+    "pyramid": (PYRAMID, 16, 7, 2, 6, torch.float32),
+    "five levels, three samples": ((4, 8, 16, 32, 64), 5, 2, 3, 6, torch.float32),
+    "one map, more bins than a block": ((16,), 3, 14, 2, 1, torch.float32),
+    "channels that fill no block": ((8, 32), 40, 3, 1, 6, torch.float32),
+    "more channels than a block": ((8,), 72, 2, 2, 2, torch.float32),
+    "no regions": ((8, 16), 4, 7, 2, 0, torch.float32),
+    "bfloat16": (PYRAMID, 16, 3, 2, 6, torch.bfloat16),
+    "float16": ((16, 32), 16, 3, 2, 6, torch.float16),
+}
+
+
+def kernel_case(name):
+    """Maps (2, C, H, W), not square, regions (2, K, 4) outside, without area and of NaN among them, levels and options."""
+    strides, channels, bins, samples, number, dtype = KERNEL_CASES[name]
+    features = [level.to(dtype, memory_format=torch.channels_last) for level in maps(strides, channels=channels)]
+    strange = torch.tensor(
+        [[-9.0, -9, 9, 300], [50, 60, 50, 60], [300, 0, 400, 50], [torch.nan] * 4, [3, 5, torch.nan, 70]]
+    )
+    rois = torch.cat([random_boxes(2, 1).float(), strange.expand(2, -1, -1)], dim=1)[:, :number]
+    levels = assign_levels(rois, strides, canonical_size=56.0)
+    return features, rois, levels, {"strides": strides, "output_size": bins, "sampling_ratio": samples}
+
+
+def close(found, exact, dtype):
+    """To 1e-5 in float32; else to a rounding of the dtype."""
+    tolerance = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
+    assert found.dtype == dtype
+    torch.testing.assert_close(found.float(), exact, rtol=tolerance, atol=max(tolerance * 0.1, 1e-5))
+
+
+def pooled_and_gradients(pool, features, rois, levels, options):
+    """What `pool` makes of the maps, and the gradients to them of a sum with fixed weights."""
+    features = [level.detach().requires_grad_() for level in features]
+    pooled = pool(features, rois, levels, **options)
+    weights = torch.linspace(-1, 1, pooled.numel(), device=pooled.device).view_as(pooled).to(pooled.dtype)
+    return pooled.detach(), torch.autograd.grad(pooled, features, weights)
+
+
+def in_full_precision(features, rois, levels, options):
+    """`pooled_and_gradients` of the plain version in float32, gradients' weights rounded as those of the maps' dtype."""
+    exact = [level.float().requires_grad_() for level in features]
+    pooled = roi_align_plain(exact, rois, levels, **options)
+    weights = torch.linspace(-1, 1, pooled.numel(), device=pooled.device).view_as(pooled).to(features[0].dtype).float()
+    return pooled.detach(), torch.autograd.grad(pooled, exact, weights)
+
+
+@pytest.mark.parametrize("name", KERNEL_CASES)
+def test_a_region_of_nan_is_zero(name):
+    features, rois, levels, options = kernel_case(name)
+    pooled = roi_align_plain(features, rois, levels, **options)
+    unknown = rois.isnan().any(dim=-1).flatten()
+    assert pooled.isfinite().all()
+    assert (pooled[unknown] == 0).all()
+    if rois.shape[1]:
+        assert (pooled[~unknown] != 0).any()
+
+
+@pytest.mark.parametrize("name", ["pyramid", "five levels, three samples", "no regions"])
+def test_the_operators_own_plain_gradients_are_autograds(name, monkeypatch):
+    """The operator where there is no GPU: what a graph exported on one does elsewhere."""
+    case = kernel_case(name)
+    wanted = pooled_and_gradients(roi_align, *case)
+    monkeypatch.setattr(module, "_fused", lambda features, rois: True)
+    found = pooled_and_gradients(roi_align, *case)
+    assert torch.equal(found[0], wanted[0])
+    for mine, expected in zip(found[1], wanted[1], strict=True):
+        torch.testing.assert_close(mine, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_operators_keep_their_promises():
+    features, rois, levels, _ = kernel_case("pyramid")
+    features = [level.requires_grad_() for level in features]
+    rois = rois[:, :3].contiguous()  # NaN is no gradient to compare
+    arguments = (features, rois, levels[:, :3].contiguous(), list(PYRAMID), 7, 2)
+    torch.library.opcheck(torch.ops.sightline.roi_align.default, arguments)
+    sizes = [length for level in features for length in level.shape[-2:]]
+    arguments = (torch.randn(6, 16, 7, 7), *arguments[1:3], sizes, list(PYRAMID), 2)
+    torch.library.opcheck(torch.ops.sightline.roi_align_backward.default, arguments)
+
+
+@pytest.mark.parametrize("as_operator", [False, True])
+def test_compiled_and_exported_whole(as_operator, monkeypatch):
+    if as_operator:
+        monkeypatch.setattr(module, "_fused", lambda features, rois: True)
+    features, rois = [level.float().requires_grad_() for level in maps(PYRAMID)], regions().float()
+    pool = RoIAlign(PYRAMID, canonical_size=56.0)
+    wanted = pool(features, rois)
+    expected = torch.autograd.grad(wanted.square().sum(), features)
+    exported = torch.export.export(pool, (features, rois)).module()
+    torch.testing.assert_close(exported(features, rois), wanted)
+    torch._dynamo.reset()
+    found = torch.compile(pool, fullgraph=True, backend="aot_eager")(features, rois)
+    torch.testing.assert_close(found, wanted)
+    for mine, level in zip(torch.autograd.grad(found.square().sum(), features), expected, strict=True):
+        torch.testing.assert_close(mine, level)
+
+
+def on_pretended_gpu(dtype=torch.bfloat16, *, rois_learn=False, number=4):
+    """Which operators `RoIAlign` is made of on an H100, by name; tensors there need no GPU as long as they hold nothing."""
+    strides = tuple(4 * 2**i for i in range(number))
+    with FakeTensorMode():
+        features = [torch.empty(2, 8, 256 // s, 512 // s, dtype=dtype, device="cuda") for s in strides]
+        rois = torch.empty(2, 10, 4, device="cuda", requires_grad=rois_learn)
+    graph = torch.export.export(RoIAlign(strides), (features, rois)).graph
+    targets = [node.target for node in graph.nodes if node.op == "call_function"]
+    return {target.__name__.split(".")[0] for target in targets}
+
+
+needs_triton = pytest.mark.skipif(not module.HAS_TRITON, reason="Triton is not installed")
+
+
+@needs_triton
+def test_the_kernel_stands_in_on_a_gpu_where_it_can(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (9, 0))
+    operator, bag = "roi_align", "embedding_bag"
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        names = on_pretended_gpu(dtype)
+        assert operator in names
+        assert "cat" not in names  # maps are not copied together
+    assert operator in on_pretended_gpu(number=1)
+    assert operator in on_pretended_gpu(number=5)
+    for plain in (on_pretended_gpu(torch.float64), on_pretended_gpu(rois_learn=True), on_pretended_gpu(number=6)):
+        assert operator not in plain
+        assert bag in plain
+    with torch.no_grad():
+        assert operator in on_pretended_gpu(rois_learn=True)
+    torch.use_deterministic_algorithms(True)
+    try:
+        assert bag in on_pretended_gpu()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: (7, 5))
+    assert bag in on_pretended_gpu()
+
+
+@needs_triton
+def test_triton_kernels_equal_the_plain_version():
+    """Interpreted on the CPU. The variable has to be set before Triton is first imported, hence another process."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.split() == [str(len(KERNEL_CASES)), "equal"]
+
+
+def interpret():
+    """What the other process does: both kernels beside the plain version, on maps in either order of memory."""
+    from sightline.detectors.roi_align_triton import pool, scatter
+
+    torch.manual_seed(0)
+    for name in KERNEL_CASES:
+        features, rois, levels, options = kernel_case(name)
+        exact, gradients = in_full_precision(features, rois, levels, options)
+        strides, bins, samples = options.values()
+        dtype, shapes = features[0].dtype, [level.shape[-2:] for level in features]
+        features[0] = features[0].contiguous()
+        pooled = pool(features, rois, levels, strides, bins, samples)
+        assert pooled.is_contiguous(memory_format=torch.channels_last)
+        close(pooled, exact, dtype)
+        weights = torch.linspace(-1, 1, pooled.numel()).view_as(pooled).to(dtype)
+        for mine, level in zip(scatter(weights, rois, levels, shapes, strides, samples), gradients, strict=True):
+            assert mine.is_contiguous(memory_format=torch.channels_last)
+            close(mine, level, dtype)
+    print(len(KERNEL_CASES), "equal")
+
+
+@needs_triton
+@pytest.mark.parametrize("scatter", [False, True], ids=["pool", "scatter"])
+@pytest.mark.parametrize(("dtype", "channels"), [("bf16", 256), ("fp16", 1), ("fp32", 64)])
+def test_triton_kernels_compile_for_a_gpu(dtype, channels, scatter, monkeypatch, tmp_path):
+    """To machine code of an H100, which needs no GPU; cells are read and added 16 bytes at a time."""
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sightline.detectors.roi_align_triton import BLOCK_BINS, BLOCK_CHANNELS, OPTIONS, _visit
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    types = {"rois": "*fp32", "levels": "*i64", "regions": f"*{dtype}"}
+    types |= {f"map{i}": "*fp32" if scatter else f"*{dtype}" for i in range(5)}
+    blocks = {"BLOCK_BINS": BLOCK_BINS, "BLOCK_CHANNELS": min(BLOCK_CHANNELS, channels)}
+    constants = {"SCATTER": scatter, "BINS": 7, "SAMPLES": 2, **blocks}
+    names = _visit.arg_names
+    signature = {name: "constexpr" if name in constants else types.get(name, "i32") for name in names}
+    aligned = [*types, "channels"] if channels % 16 == 0 else types
+    source = ASTSource(
+        _visit,
+        signature,
+        constexprs={(names.index(name),): value for name, value in constants.items()},
+        attrs={(names.index(name),): [["tt.divisibility", 16]] for name in aligned},
+    )
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=OPTIONS)
+    assert len(compiled.asm["cubin"]) > 0
+    if channels % 16 == 0:
+        for wide in ["add.v4.f32"] if scatter else ["ld.global.v4", "st.global.v4"]:
+            assert wide in compiled.asm["ptx"]
+        assert "convert_layout" not in compiled.asm["ttgir"]  # nothing passes between threads
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+class TestOnAGPU:
+    @pytest.mark.parametrize("name", KERNEL_CASES)
+    def test_kernels_equal_the_plain_version_without_waiting(self, name):
+        features, rois, levels, options = kernel_case(name)
+        exact, gradients = in_full_precision(features, rois, levels, options)
+        on_gpu = [level.cuda() for level in features], rois.cuda(), levels.cuda(), options
+        assert module._fused(*on_gpu[:2])
+        pooled_and_gradients(roi_align, *on_gpu)  # compiles the kernels
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            found = pooled_and_gradients(roi_align, *on_gpu)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        close(found[0].cpu(), exact, features[0].dtype)
+        for mine, level in zip(found[1], gradients, strict=True):
+            close(mine.cpu(), level, features[0].dtype)
+
+    def test_deterministic_gradients_are_the_same_twice(self):
+        features, rois, levels, options = kernel_case("pyramid")
+        rois, levels = rois.repeat(1, 200, 1).cuda(), levels.repeat(1, 200).cuda()
+        features = [level.cuda() for level in features]
+        torch.use_deterministic_algorithms(True)
+        try:
+            assert not module._fused(features, rois)
+            once, again = (pooled_and_gradients(roi_align, features, rois, levels, options)[1] for _ in range(2))
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert all(torch.equal(a, b) for a, b in zip(once, again, strict=True))
+
+    def test_in_a_cuda_graph(self):
+        features, rois = [level.cuda().bfloat16() for level in maps(PYRAMID, channels=16)], regions().cuda().float()
+        pool = RoIAlign(PYRAMID, canonical_size=56.0)
+        with torch.no_grad():
+            wanted = pool(features, rois)
+            compiled = torch.compile(pool, fullgraph=True, mode="reduce-overhead")
+            for _ in range(3):
+                found = compiled(features, rois).clone()
+        torch.testing.assert_close(found, wanted)
+
+
+if __name__ == "__main__":
+    interpret()
