@@ -6,6 +6,7 @@ Letters: I images, F frames, B pictures of a batch, G of a global batch (B times
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -186,27 +187,36 @@ class BucketBatchSampler(Sampler[list[Key]]):
         return groups
 
 
+_NO_PIXELS = torch.empty(3, 0, 0, dtype=torch.uint8)
+
+
 def collate(samples: Sequence[Sample], frame: tuple[int, int]) -> Batch:
     """Samples padded right and below to `frame` (H, W): images, whose memory is channels-last, with 0, label maps with -1.
 
     The targets' N is a power of two, at least 8, so that a compiled network meets few shapes.
 
+    Args:
+        samples: each is asked for once, in order, and its pixels are let go of once they stand in the batch: where samples are
+            made when asked for, the next one finds memory that is at hand.
+        frame: (H, W).
+
     Raises:
         ValueError: a sample is larger than the frame, or some have a label map and some have none.
     """
     # An array, as torch's copy of a small picture spends its time waking threads.
-    images = np.zeros((len(samples), *frame, 3), np.uint8)
+    images, sizes, placed = np.zeros((len(samples), *frame, 3), np.uint8), [], []
     for image, sample in zip(images, samples, strict=True):
         height, width = sample.image.shape[1:]
         if height > frame[0] or width > frame[1]:
             raise ValueError(f"{sample.info.path} is {height}x{width}, too large for its frame {frame[0]}x{frame[1]}")
         image[:height, :width] = to_hwc(sample.image)
-    sizes = torch.tensor([sample.image.shape[1:] for sample in samples])
-    most = max(len(sample.target) for sample in samples)
-    targets = Instances.collate([sample.target for sample in samples], size=max(8, 1 << (most - 1).bit_length()))
-    infos, proposals = [sample.info for sample in samples], _collate_proposals(samples)
+        sizes.append((height, width))
+        placed.append(replace(sample, image=_NO_PIXELS))
+    most = max(len(sample.target) for sample in placed)
+    targets = Instances.collate([sample.target for sample in placed], size=max(8, 1 << (most - 1).bit_length()))
+    infos, proposals = [sample.info for sample in placed], _collate_proposals(placed)
     images = torch.from_numpy(images).permute(0, 3, 1, 2)
-    return Batch(images, sizes, targets, infos, proposals, label_maps=_collate_label_maps(samples, frame))
+    return Batch(images, torch.tensor(sizes), targets, infos, proposals, label_maps=_collate_label_maps(placed, frame))
 
 
 def _collate_proposals(samples: Sequence[Sample]) -> Instances | None:
@@ -224,6 +234,6 @@ def _collate_label_maps(samples: Sequence[Sample], frame: tuple[int, int]) -> La
         raise ValueError("some images of the batch have a label map and some have none")
     labels = np.full((len(samples), *frame), -1, np.int16)
     for row, sample in zip(labels, samples, strict=True):
-        height, width = sample.image.shape[1:]
+        height, width = sample.label_map.labels.shape
         row[:height, :width] = sample.label_map.labels.numpy()
     return LabelMaps(torch.from_numpy(labels))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import TypeVar
@@ -10,7 +11,7 @@ import cv2
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from .batching import BucketBatchSampler, Key, assign_frames, collate, frame_for, frame_multiple, frame_sizes
 from .cache import Cache
@@ -110,7 +111,7 @@ class DetectionDataset(Dataset):
 
     def __getitems__(self, keys: list[Key]) -> Batch:
         """The batch for keys that share a frame; a `DataLoader` calls this once per batch."""
-        return collate([self[key] for key in keys], keys[0].frame)
+        return collate(Subset(self, keys), keys[0].frame)
 
     def warm_up(self) -> None:
         """Changes one picture by `augment`, whether or not epoch 0 would: that imports what it needs."""
@@ -192,18 +193,24 @@ class Loader(DataLoader):
 
     It starts when the first batch is asked for, not when `iter` is called: Lightning calls `iter` before it announces
     the epoch, and a resumed run would begin with the pictures of epoch 0.
+
+    Attributes:
+        wait: when the batch that was last handed out had been asked for, and when it was there; both by
+            `time.perf_counter`. None before the first.
     """
 
     batch_sampler: BucketBatchSampler
+    wait: tuple[float, float] | None = None
     _position: tuple[int, int] = (0, 0)  # the epoch that was last iterated, and how many of its batches were handed out
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, done = self.batch_sampler.epoch, self.batch_sampler.start_batch
-        self._position = (epoch, done)
+        self._position, asked = (epoch, done), time.perf_counter()
         for batch in with_plain_errors(super().__iter__()):
             done += 1
-            self._position = (epoch, done)
+            self._position, self.wait = (epoch, done), (asked, time.perf_counter())
             yield batch
+            asked = time.perf_counter()
 
     def state_dict(self) -> dict[str, int]:
         """The position: epoch, batches handed out, and the pictures of a global batch that these numbers suppose."""

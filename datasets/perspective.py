@@ -37,9 +37,10 @@ def warp(image: np.ndarray, matrix: np.ndarray, frame: tuple[int, int]) -> np.nd
         # OpenCV means pixels' centres by whole numbers.
         matrix = move(-0.5 - low[0], -0.5 - low[1]) @ matrix @ move(0.5, 0.5)
         options = {"dsize": (high - low).tolist(), "flags": cv2.INTER_LINEAR, "borderValue": (FILL,) * 3}
-        affine = is_affine(matrix)
+        # With a fourth channel, OpenCV 5 makes the same pixels in less than half the time.
+        image, affine = cv2.cvtColor(image, cv2.COLOR_RGB2RGBA), is_affine(matrix)
         part = cv2.warpAffine(image, matrix[:2], **options) if affine else cv2.warpPerspective(image, matrix, **options)
-        out[low[1] : high[1], low[0] : high[0]] = part
+        out[low[1] : high[1], low[0] : high[0]] = cv2.cvtColor(part, cv2.COLOR_RGBA2RGB)
     return out
 
 

@@ -55,7 +55,8 @@ def resize_image(image: Tensor, shape: tuple[int, int]) -> Tensor:
     """A picture (3, H, W) uint8 at `shape` (height, width); the picture itself if it is of that shape."""
     if tuple(image.shape[1:]) == tuple(shape):
         return image
-    return from_hwc(cv2.resize(to_hwc(image), (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR))
+    pixels = image.permute(1, 2, 0).numpy()  # of a crop, whose rows OpenCV skips through, not `to_hwc`'s copy
+    return from_hwc(cv2.resize(pixels, (shape[1], shape[0]), interpolation=cv2.INTER_LINEAR))
 
 
 def resize_instances(instances: Instances, old: tuple[int, int], new: tuple[int, int]) -> Instances:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from sightline.datasets.augment import Albumentations, Augment, crop
+from sightline.datasets.augment import Albumentations, Augment, crop, jitter_colour
 from sightline.datasets.crops import ScaleCrop
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.transforms import flip
@@ -81,6 +81,21 @@ def test_colour_changes_the_picture_and_not_the_boxes():
     assert torch.equal(changed.target.boxes, sample.target.boxes)
     assert changed.image.shape == sample.image.shape
     assert (changed.image != sample.image).any()
+
+
+@pytest.mark.parametrize("strength", [0.2, 0.6, 1.0])
+def test_jitter_is_albumentations_but_for_rounding(strength):
+    import albumentations as A
+
+    span = (1 - strength, 1 + strength)
+    reference = A.Compose([A.ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)])
+    sample = make_sample()
+    for seed in range(20):
+        reference.set_random_seed(seed)
+        expected = reference(image=np.ascontiguousarray(sample.image.permute(1, 2, 0).numpy()))["image"].astype(int)
+        away = np.abs(jitter_colour(sample, strength, seed).image.permute(1, 2, 0).numpy() - expected)
+        assert away.max() <= 6  # one step's rounding, as much larger as the next two make it
+        assert (away <= 1).mean() > 0.9
 
 
 def test_zoom_never_enlarges_and_never_loses_all_objects():

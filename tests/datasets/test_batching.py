@@ -1,6 +1,7 @@
 """Frames, batches and padding: everything comes as often as promised, for any number of processes."""
 
 import itertools
+import weakref
 from dataclasses import replace
 
 import numpy as np
@@ -175,6 +176,31 @@ def test_collate_pads_with_zeros_right_and_below():
         assert batch.images[index].count_nonzero() == sample.image.numel()
         assert torch.equal(batch.targets[index].boxes, sample.target.boxes)
         assert batch.infos[index] == sample.info
+
+
+def test_collate_lets_go_of_pixels_that_stand_in_the_batch():
+    class Made:
+        """Samples made when asked for; counts those whose pixels are still held when the next is asked for."""
+
+        held, seen = 0, ()
+
+        def __len__(self):
+            return 5
+
+        def __getitem__(self, index):
+            if index >= len(self):
+                raise IndexError
+            self.held = max(self.held, sum(image() is not None for image in self.seen))
+            sample = make_sample(30, 40, 2, index)
+            self.seen = (*self.seen, weakref.ref(sample.image))
+            return sample
+
+    made = Made()
+    batch = collate(made, (32, 64))
+    assert len(made.seen) == 5, "samples were made twice"
+    assert made.held <= 1
+    assert [info.id for info in batch.infos] == [0, 1, 2, 3, 4]
+    assert batch.sizes.tolist() == [[30, 40]] * 5
 
 
 @pytest.mark.parametrize(("objects", "padded"), [(0, 8), (1, 8), (8, 8), (9, 16), (64, 64), (93, 128)])

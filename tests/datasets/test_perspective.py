@@ -126,6 +126,18 @@ def test_warp_leaves_a_picture_as_it_is_and_fills_with_gray():
     np.testing.assert_array_equal(warp(picture, MAPS["mirror"] @ move(43, 0), (31, 47)), picture[:, ::-1])
 
 
+@pytest.mark.parametrize("name", MAPS)
+def test_warp_is_opencv_s_of_three_channels(name):
+    """By its rule for whole pixels' centres; nearest its borders the two may take other neighbours."""
+    picture = cv2.resize(np.random.default_rng(0).integers(0, 256, (12, 15, 3), np.uint8), (90, 70))
+    matrix = move(-0.5, -0.5) @ MAPS[name] @ move(0.5, 0.5)
+    options = {"dsize": FRAME[::-1], "flags": cv2.INTER_LINEAR, "borderValue": (FILL,) * 3}
+    expected = cv2.warpPerspective(picture, matrix, **options).astype(int)
+    away = np.abs(warp(picture, MAPS[name], FRAME) - expected)
+    assert (away <= 1).mean() > 0.99
+    assert away.reshape(-1, 3).mean(axis=0).max() < 0.5, "channels are swapped"
+
+
 def test_perspective_and_affine_agree_where_both_can():
     picture = cv2.GaussianBlur(np.random.default_rng(0).integers(0, 256, (70, 90, 3), np.uint8), (9, 9), 3)
     near = turned(10)

@@ -18,6 +18,7 @@ from sightline.datasets.transforms import (
     from_hwc,
     resize,
     resize_exact,
+    resize_image,
     resize_shape,
     resize_to,
     to_hwc,
@@ -125,6 +126,16 @@ def test_memory_layouts():
     assert torch.equal(from_hwc(to_hwc(image)), image)
     hwc = np.zeros((4, 5, 3), np.uint8)
     assert np.shares_memory(to_hwc(from_hwc(hwc)), hwc), "a picture in OpenCV's layout is copied"
+
+
+@pytest.mark.parametrize("shape", [(31, 45), (13, 20)])
+def test_resizing_knows_no_memory_layout(shape):
+    """A crop, a copy of it and one laid out channel by channel give one picture."""
+    whole = torch.randint(0, 256, (40, 60, 3), dtype=torch.uint8).permute(2, 0, 1)
+    part = whole[:, 5:31, 7:50]
+    expected = resize_image(part.clone(memory_format=torch.contiguous_format), shape)
+    assert torch.equal(resize_image(part, shape), expected)
+    assert torch.equal(resize_image(part.permute(1, 2, 0).contiguous().permute(2, 0, 1), shape), expected)
 
 
 def test_proposals_are_resized_and_flipped_as_objects_are():

@@ -1,8 +1,13 @@
-"""The clock of training, on a clock of its own: steps take 10 seconds, validation batches 1000."""
+"""The clock of training, on a clock of its own: steps take 10 seconds, validation batches 1000, pictures 2 where told."""
 
 import pytest
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import LambdaCallback
+from torch.utils.data import DataLoader
 
+from sightline.datasets.batching import Key
+from sightline.datasets.data_module import DetectionData
+from sightline.datasets.detection import DetectionDataset
 from sightline.training import DetectionTraining, TrainingClock
 
 
@@ -71,3 +76,36 @@ def test_several_validations_in_an_epoch(tmp_path, tiny_detector, tiny_data, mon
     monkeypatch.setattr("sightline.training.clock.time.perf_counter", lambda: ticker.now)
     steps, seen = fit(tmp_path, clock, tiny_detector, tiny_data(), ticker, max_epochs=1, val_check_interval=1)
     assert seen == pytest.approx([10 * (i + 1) for i in range(steps)])
+
+
+def epochs_of(tmp_path, tiny_detector, tiny_data, monkeypatch, **options):
+    """What each epoch logged, where loading a picture takes 2 seconds, and a batch has 4 of them."""
+    ticker, numbers = Ticker(), []
+    monkeypatch.setattr("sightline.training.clock.time.perf_counter", lambda: ticker.now)
+    read = DetectionDataset._read
+
+    def slowly(self, index):
+        ticker.now += 2
+        return read(self, index)
+
+    monkeypatch.setattr(DetectionDataset, "_read", slowly)
+    note = LambdaCallback(on_train_end=lambda trainer, _: numbers.append(dict(trainer.callback_metrics)))
+    fit(tmp_path, TrainingClock(), tiny_detector, tiny_data(augment=None), ticker, note, **options)
+    return numbers[-1]
+
+
+@pytest.mark.parametrize("options", [{}, {"val_check_interval": 1}], ids=["one validation", "one after each step"])
+def test_share_of_waiting(tmp_path, tiny_detector, tiny_data, monkeypatch, options):
+    seen = epochs_of(tmp_path, tiny_detector, tiny_data, monkeypatch, max_epochs=2, **options)
+    assert seen["train/waiting"].item() == pytest.approx(8 / (8 + 10))
+    assert seen["train/pictures_per_second"].item() == pytest.approx(4 / (8 + 10))
+
+
+def test_another_kind_of_loader_says_nothing_of_waiting(tmp_path, tiny_detector, tiny_data, monkeypatch):
+    dataset = tiny_data().train_dataloader().dataset
+    keys = [[Key(0, k, (64, 64)) for k in range(4)]]
+    foreign = DataLoader(dataset, batch_sampler=keys, collate_fn=lambda batch: batch)
+    monkeypatch.setattr(DetectionData, "train_dataloader", lambda self: foreign)
+    seen = epochs_of(tmp_path, tiny_detector, tiny_data, monkeypatch, max_epochs=1)
+    assert "train/waiting" not in seen
+    assert seen["train_seconds"] == 18
