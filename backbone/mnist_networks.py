@@ -4,8 +4,8 @@ FCN (fully connected, two hidden layers) and CNN (9x9 and 7x7 convolutions, each
 All have about 400k parameters: where a transformer takes some, the hidden layers are narrower.
 
 Deviations from the paper: batch norm, after pooling, where it costs least; a hidden layer behind the CNN's convolutions;
-its first pooling is by 3 in 60x60 pictures, which the FCN averages to 20x20 first, as it would else have 105 hidden units;
-transformers give 28x28 pixels whatever comes in.
+its first pooling is by 3 in 60x60 pictures, which fully connected networks see averaged to 20x20, as they would else have 105
+hidden units; transformers give 28x28 pixels whatever comes in.
 
 Letters: B pictures, S their side in pixels.
 """
@@ -20,6 +20,7 @@ from .spatial_transformer import Affine, SpatialTransformer, Transform, conv_loc
 
 BUDGET = 400_000  # parameters of each network
 CROP = 28  # pixels a side of what a transformer gives
+LARGE = 60  # pixels a side from which on fully connected layers see averages of 3x3 pixels
 
 
 class DigitNetwork(nn.Module):
@@ -41,7 +42,7 @@ class DigitNetwork(nn.Module):
 
 def fcn(size: int = 28) -> DigitNetwork:
     """Two hidden layers; `size` is S."""
-    if size < 60:
+    if size < LARGE:
         return DigitNetwork(_fully_connected(size, BUDGET))
     return DigitNetwork(nn.Sequential(nn.AvgPool2d(3, ceil_mode=True), *_fully_connected(-(-size // 3), BUDGET)))
 
@@ -54,7 +55,14 @@ def cnn(size: int = 28) -> DigitNetwork:
 def st_fcn(size: int = 28, *, transform: Transform | None = None) -> DigitNetwork:
     """The FCN behind a transformer whose localisation network is fully connected; affine by default."""
     transform = transform or Affine()
-    transformer = SpatialTransformer(fc_localisation(size * size, transform, (64, 64, 64)), transform, (CROP, CROP))
+    if size < LARGE:
+        localisation = fc_localisation(size**2, transform, (64, 64, 64))
+    else:
+        inputs = (-(-size // 3)) ** 2
+        localisation = nn.Sequential(
+            nn.AvgPool2d(3, ceil_mode=True), *fc_localisation(inputs, transform, (128, 128, 64))
+        )
+    transformer = SpatialTransformer(localisation, transform, (CROP, CROP))
     return DigitNetwork(_fully_connected(CROP, BUDGET - _count(transformer)), transformer)
 
 

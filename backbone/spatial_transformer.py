@@ -154,7 +154,10 @@ class Affine(Transform):
         return torch.tensor([1.0, 0, 0, 0, 1, 0])
 
     def grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
-        return F.affine_grid(theta.view(-1, 2, 3), [len(theta), 1, *size], align_corners=False)
+        points = _homogeneous(_places(size, theta).flatten(0, 1))
+        return (
+            (theta.view(-1, 3) @ points.mT).view(len(theta), 2, *size).movedim(1, -1)
+        )  # one product, a row a coordinate
 
 
 class Attention(Transform):
@@ -181,8 +184,9 @@ class Projective(Transform):
 
     def grid(self, theta: Tensor, size: tuple[int, int]) -> Tensor:
         matrix = torch.cat([theta, torch.ones_like(theta[:, :1])], dim=1).view(-1, 3, 3)
-        points = _homogeneous(_places(size, theta).flatten(0, 1)) @ matrix.mT
-        return (points[..., :2] / points[..., 2:].clamp(min=self.NEAREST)).unflatten(1, size)
+        points = _homogeneous(_places(size, theta).flatten(0, 1))
+        x, y, depth = (matrix.flatten(0, 1) @ points.mT).view(len(theta), 3, *size).unbind(1)
+        return torch.stack([x, y], dim=-1) / depth[..., None].clamp(min=self.NEAREST)
 
 
 class ThinPlateSpline(Transform):

@@ -1,6 +1,6 @@
 """Spatial transformers on distorted MNIST: test errors beside those of the paper's table 1, and what each transformer crops.
 
-    python benchmarks/distorted_mnist.py data/mnist                             # everything: about two hours of one core
+    python benchmarks/distorted_mnist.py data/mnist                             # everything: about six hours of one core
     python benchmarks/distorted_mnist.py data/mnist --networks cnn st_cnn --transforms affine --distortions R
 
 Jaderberg et al. 2015, https://arxiv.org/abs/1506.02025, section 4.1. Training digits are distorted anew in every epoch; the
@@ -41,8 +41,8 @@ TRANSFORMED = {"st_fcn": st_fcn, "st_cnn": st_cnn}
 # Of the training digits; larger pictures take more, above all without a transformer.
 EPOCHS = {
     "fcn": {"R": 40, "RTS": 120, "P": 40, "E": 40, "cluttered": 300},
-    "cnn": {"R": 10, "RTS": 30, "P": 10, "E": 10, "cluttered": 15},
-    "st_fcn": {"R": 40, "RTS": 40, "P": 40, "E": 40, "cluttered": 200},
+    "cnn": {"R": 10, "RTS": 60, "P": 10, "E": 10, "cluttered": 15},
+    "st_fcn": {"R": 40, "RTS": 40, "P": 40, "E": 40, "cluttered": 600},
     "st_cnn": {"R": 10, "RTS": 16, "P": 10, "E": 10, "cluttered": 30},
 }
 # Test errors in percent: table 1, and the text of section 4.1 for clutter.
@@ -69,6 +69,11 @@ class Run(NamedTuple):
     def row(self) -> str:
         return f"{self.network} {self.transform}".strip()
 
+    @property
+    def localisation_rate(self) -> float:
+        """As a share of the classifier's: a tenth, as in the paper, with which an ST-FCN learns too slowly to find a digit."""
+        return 1.0 if self.network == "st_fcn" and self.distortion == "cluttered" else 0.1
+
     def build(self) -> DigitNetwork:
         size = SIZES[self.distortion]
         if self.transform:
@@ -94,7 +99,7 @@ def train(
 ) -> DigitNetwork:
     """Fresh distortions in every epoch, in bfloat16 where that is safe."""
     network = run.build().to(device, memory_format=torch.channels_last)
-    optimizer, scheduler = one_cycle(network, rate, epochs * (len(digits) // batch))
+    optimizer, scheduler = one_cycle(network, rate, epochs * (len(digits) // batch), run.localisation_rate)
     for epoch in range(epochs):
         started, losses = time.perf_counter(), []
         for pictures, targets in batches(run.distortion, digits, labels, batch, seed=epoch):
@@ -112,11 +117,13 @@ def train(
     return network
 
 
-def one_cycle(network: DigitNetwork, rate: float, steps: int) -> tuple[torch.optim.AdamW, OneCycleLR]:
-    """AdamW with one cycle of the rate; the localisation network at a tenth of it, as in the paper."""
+def one_cycle(
+    network: DigitNetwork, rate: float, steps: int, localisation_rate: float
+) -> tuple[torch.optim.AdamW, OneCycleLR]:
+    """AdamW with one cycle of the rate; the localisation network at a share of it."""
     groups = [{"params": list(network.classifier.parameters()), "lr": rate}]
     if network.transformer is not None:
-        groups.append({"params": list(network.transformer.parameters()), "lr": rate / 10})
+        groups.append({"params": list(network.transformer.parameters()), "lr": rate * localisation_rate})
     peaks = [group["lr"] for group in groups]
     optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
     return optimizer, OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=0.2)
@@ -191,7 +198,7 @@ def main() -> None:
     parser.add_argument("--transforms", nargs="+", choices=TRANSFORMS, default=list(TRANSFORMS))
     parser.add_argument("--distortions", nargs="+", choices=DISTORTIONS, default=list(DISTORTIONS))
     parser.add_argument(
-        "--effort", type=float, default=1.0, help="multiplies the epochs, 10 to 120 by network and distortion"
+        "--effort", type=float, default=1.0, help="multiplies the epochs, 10 to 600 by network and distortion"
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=3e-3, help="the peak of the cycle")
