@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.structures import Instances
-from .boxes import area, intersection, iou
-
-# The IoU of all anchors with this many objects is held at a time: at 800 x 1216 pixels, 4 MB an object and image.
-OBJECTS_AT_ONCE = 16
+from .matching import best_objects, covered
 
 
 class Matches(NamedTuple):
@@ -53,14 +50,14 @@ def match(
         background_floor: ... unless it is below this.
         low_quality: anchors with the highest IoU for some object are foreground too, so that no object goes unlearnt.
     """
-    anchors = anchors.expand(len(targets), -1, -1)
+    anchors = anchors if anchors.ndim == 3 else anchors[None]
     valid = targets.labels >= 0
     if targets.crowd is not None:
         valid = valid & ~targets.crowd
     with torch.no_grad():
         # Padding is undefined, perhaps NaN; a box of no area overlaps nothing.
         objects = torch.where(valid[..., None], targets.boxes, 0)
-        best, idxs, favourite = _best_objects(anchors, objects)
+        best, idxs, favourite = best_objects(anchors, objects)
         foreground = best >= foreground_iou
         background = (best < background_iou) & (best >= background_floor)
         if low_quality:
@@ -68,34 +65,8 @@ def match(
         background = background & ~foreground
         if targets.crowd is not None:
             crowds = torch.where((targets.crowd & (targets.labels >= 0))[..., None], targets.boxes, 0)
-            background = background & (_covered(anchors, crowds) < 0.5)
+            background = background & (covered(anchors, crowds) < 0.5)
     return Matches(idxs, foreground, background)
-
-
-def _best_objects(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Per anchor the highest IoU (B, A), its object (B, A), and whether the anchor is some object's best (B, A)."""
-    shape = anchors.shape[:2]
-    best = anchors.new_zeros(shape)
-    idxs = torch.zeros(shape, dtype=torch.int64, device=anchors.device)
-    favourite = torch.zeros(shape, dtype=torch.bool, device=anchors.device)
-    for start in range(0, boxes.shape[1], OBJECTS_AT_ONCE):
-        some = slice(start, start + OBJECTS_AT_ONCE)
-        overlaps = iou(anchors, boxes[:, some])  # (B, A, some)
-        value, index = overlaps.max(dim=2)
-        idxs = torch.where(value > best, index + start, idxs)
-        best = torch.maximum(value, best)
-        highest = overlaps.amax(dim=1, keepdim=True)
-        favourite = favourite | ((overlaps == highest) & (highest > 0)).any(dim=2)
-    return best, idxs, favourite
-
-
-def _covered(anchors: Tensor, crowds: Tensor) -> Tensor:
-    """(B, A): the largest share of each anchor that lies inside one crowd box."""
-    covered = anchors.new_zeros(anchors.shape[:2])
-    for start in range(0, crowds.shape[1], OBJECTS_AT_ONCE):
-        common = intersection(anchors, crowds[:, start : start + OBJECTS_AT_ONCE]).amax(dim=2)
-        covered = torch.maximum(covered, common / area(anchors).clamp(min=1e-6))
-    return covered
 
 
 class Samples(NamedTuple):

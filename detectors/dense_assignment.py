@@ -10,7 +10,8 @@ Deviations:
 - A point that several objects chose goes to one of them; in the first release to the cheapest of all objects.
 - POTO's matching of highest total quality is replaced by the greedy one, which needs no solver on the host: see `_settle`.
 
-Letters: B images, N objects (padded), A points, C categories, K choices of an object. Nothing of (B, N, A, C) is made.
+Letters: B images, N objects (padded), A points, C categories, K choices of an object. Nothing of (B, N, A, C) is made, and of
+(B, N, A) only the one-to-one matching: SimOTA looks at a few objects at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from ..datasets.structures import Instances
 from .boxes import area, full_precision, iou
 from .yolo_head import Predictions, decode_boxes
 
+OBJECTS_AT_ONCE = 64  # that SimOTA prices together: at 640 x 640 pixels, 2 MB a value and image
 CHOICES = 10  # points that SimOTA gives an object at most
 RADIUS = 2.5  # of an object's centre region, in strides of the point that asks
 IOU_WEIGHT = 3.0  # of the box in the cost, against the category
@@ -62,12 +64,31 @@ def simota(predictions: Predictions, points: Tensor, targets: Instances) -> Assi
         targets: the objects of B images, N at least 1.
     """
     objects, boxes = _objects(targets)
-    ious = iou(boxes, decode_boxes(predictions.deltas, points))
-    in_box, central = inside(points, boxes), _central(points, boxes)
-    available = (in_box | central) & objects[..., None]
-    cost = _class_cost(predictions, targets.labels) - IOU_WEIGHT * torch.log(ious + 1e-8) + FAR * ~(in_box & central)
-    cost = torch.where(available, cost, torch.inf)
-    return _assignment(_least(cost, _shares(torch.where(available, ious, 0))), cost, ious)
+    predicted, (own, others) = decode_boxes(predictions.deltas, points), _class_costs(predictions)
+    best = _nobody(predicted)
+    for start in range(0, boxes.shape[1], OBJECTS_AT_ONCE):
+        some = slice(start, start + OBJECTS_AT_ONCE)
+        ious = iou(boxes[:, some], predicted)
+        in_box, central = inside(points, boxes[:, some]), _central(points, boxes[:, some])
+        available = (in_box | central) & objects[:, some, None]
+        cost = _of_label(own, targets.labels[:, some]) - others - IOU_WEIGHT * torch.log(ious + 1e-8)
+        cost = torch.where(available, cost + FAR * ~(in_box & central), torch.inf)
+        chosen = _least(cost, _shares(torch.where(available, ious, 0)))
+        best = _cheaper(best, _cheapest(chosen, cost, ious), start)
+    return _assignment(best)
+
+
+class _Claims(NamedTuple):
+    """Of each point the cheapest object that chose it: its cost (B, A), inf where there is none, which it is, and the IoU."""
+
+    cost: Tensor
+    idxs: Tensor
+    ious: Tensor
+
+
+def _nobody(predicted: Tensor) -> _Claims:
+    zero = predicted.new_zeros(predicted.shape[:2])
+    return _Claims(torch.full_like(zero, torch.inf), zero.long(), zero)
 
 
 def _shares(ious: Tensor) -> Tensor:
@@ -83,15 +104,28 @@ def _least(cost: Tensor, shares: Tensor) -> Tensor:
     return torch.zeros_like(cost, dtype=torch.bool).scatter(-1, chosen, within & (least < torch.inf))
 
 
-def _assignment(chosen: Tensor, cost: Tensor, ious: Tensor) -> Assignment:
-    """Each point to the object of least cost among those that chose it; all arguments are (B, N, A)."""
+def _cheapest(chosen: Tensor, cost: Tensor, ious: Tensor) -> _Claims:
+    """Among the objects that chose a point; all arguments are (B, N, A)."""
     least, idxs = torch.where(chosen, cost, torch.inf).min(dim=1)
-    positive = least < torch.inf
-    return Assignment(positive, idxs, torch.where(positive, ious.gather(1, idxs[:, None]).squeeze(1), 0))
+    return _Claims(least, idxs, ious.gather(1, idxs[:, None]).squeeze(1))
 
 
-def _class_cost(predictions: Predictions, labels: Tensor) -> Tensor:
-    """(B, N, A): binary cross-entropy of sqrt(P(category) P(object)), over all categories, with each object's label.
+def _cheaper(best: _Claims, others: _Claims, start: int) -> _Claims:
+    """Of the claims so far and those of the objects from `start` on; at the same cost the former."""
+    cheaper = others.cost < best.cost
+    others = others._replace(idxs=others.idxs + start)
+    return _Claims(*(torch.where(cheaper, b, a) for a, b in zip(best, others, strict=True)))
+
+
+def _assignment(claims: _Claims) -> Assignment:
+    positive = claims.cost < torch.inf
+    return Assignment(positive, claims.idxs, torch.where(positive, claims.ious, 0))
+
+
+def _class_costs(predictions: Predictions) -> tuple[Tensor, Tensor]:
+    """Binary cross-entropy of sqrt(P(category) P(object)), over all categories, in two parts.
+
+    One part is (B, A, C), for an object of each category; from it the other, (B, 1, A), is to be taken.
 
     With p the point's C probabilities and l the label that is -log p_l - sum over c != l of log(1 - p_c). As binary
     cross-entropy does, it takes no logarithm for less than -100.
@@ -100,7 +134,7 @@ def _class_cost(predictions: Predictions, labels: Tensor) -> Tensor:
     log_p = 0.5 * (F.logsigmoid(logits) + F.logsigmoid(objectness)[..., None])
     log_not_p = torch.log(-torch.expm1(log_p)).clamp(min=-100)
     log_p = log_p.clamp(min=-100)
-    return _of_label(log_not_p - log_p, labels) - log_not_p.sum(dim=-1)[:, None]
+    return log_not_p - log_p, log_not_p.sum(dim=-1)[:, None]
 
 
 @torch.no_grad()
@@ -123,7 +157,7 @@ def one_to_one(predictions: Predictions, points: Tensor, targets: Instances) -> 
     x, y = _from_centres(points, boxes)
     quality = torch.where(inside(points, boxes) & (quality > 0), quality, -torch.hypot(x, y))
     quality = torch.where(objects[..., None], quality, -torch.inf)
-    return _assignment(_settle(quality), -quality, ious)
+    return _assignment(_cheapest(_settle(quality), -quality, ious))
 
 
 def _settle(quality: Tensor) -> Tensor:

@@ -6,8 +6,8 @@ from torchvision.models.detection._utils import Matcher
 from torchvision.ops import box_iou
 
 from sightline.datasets.structures import Instances
-from sightline.detectors import assignment
 from sightline.detectors.assignment import Matches, match, mean_over_images, sample
+from sightline.detectors.matching import OBJECTS_AT_ONCE
 
 FOREGROUND, BACKGROUND = 0.5, 0.3
 
@@ -45,7 +45,7 @@ def as_torchvision(matches, image):
 @pytest.mark.parametrize("low_quality", [False, True])
 @pytest.mark.parametrize("number", [1, 5, 16, 17, 40])
 def test_equal_to_torchvision(number, low_quality):
-    assert assignment.OBJECTS_AT_ONCE < 17
+    assert OBJECTS_AT_ONCE < 17
     seen = torch.tensor([], dtype=torch.int64)
     for _ in range(5):
         objects = boxes(2, number)

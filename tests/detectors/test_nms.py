@@ -1,4 +1,4 @@
-"""Suppression against torchvision's (https://github.com/pytorch/vision) group by group; the Triton kernel."""
+"""Suppression against torchvision's (https://github.com/pytorch/vision) group by group; the Triton kernels."""
 
 import importlib.util
 import os
@@ -56,6 +56,7 @@ CASES = {
     "a block and one": (clusters, 2, BLOCK + 1),
     "points": (points, 2, 10),
     "one group": (clusters, 1, 100),
+    "no boxes": (boxes, 2, 0),
 }
 
 
@@ -124,6 +125,28 @@ def test_the_size_of_a_block_changes_nothing(size, monkeypatch):
     assert torch.equal(nms_plain(objects, valid, 0.5, labels), expected)
 
 
+def test_labels_may_be_any_number():
+    objects, valid, labels = case("clustered")
+    names = torch.tensor([-(2**62), 2**31, 2**62])
+    assert torch.equal(nms(objects, valid, 0.5, names[labels]), nms(objects, valid, 0.5, labels))
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_nothing_valid(labelled):
+    objects, valid, labels = case("clustered")
+    assert not nms(objects, torch.zeros_like(valid), 0.5, labels if labelled else None).any()
+
+
+def test_a_valid_box_of_nan_is_left_alone():
+    objects, valid, labels = case("clustered")
+    objects[:, 7], valid[:, 7] = torch.nan, True
+    without = valid.clone()
+    without[:, 7] = False
+    found = nms(objects, valid, 0.5, labels)
+    assert found[:, 7].all()
+    assert torch.equal(found & without, nms(objects, without, 0.5, labels))
+
+
 def test_what_is_not_valid_may_be_anything():
     objects, valid, labels = case("clustered")
     expected = nms(objects, valid, 0.5, labels)
@@ -135,29 +158,36 @@ needs_triton = pytest.mark.skipif(importlib.util.find_spec("triton") is None, re
 
 
 @needs_triton
-def test_triton_kernel_equals_the_plain_version():
+def test_triton_kernels_equal_the_plain_version():
     """Interpreted on the CPU. The variable has to be set before Triton is first imported, hence another process."""
     environment = os.environ | {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run([sys.executable, __file__], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.split() == ["14", "equal"]
+    assert done.stdout.split() == [str(2 * len(INTERPRETED)), "equal"]
+
+
+# Words of 32 boxes: within one, exactly one, one and a box; more than the 128 rows that a program compares with a word.
+INTERPRETED = [
+    (boxes, 3, 40),
+    (clusters, 3, 32),
+    (clusters, 2, 33),
+    (twins, 2, 64),
+    (chain, 1, 140),
+    (clusters, 1, 161),
+    (boxes, 2, 1),
+    (boxes, 2, 0),
+    (boxes, 0, 5),
+    (points, 1, 8),
+]
 
 
 def interpret():
-    """What the other process does: the kernel beside `nms_plain` on small cases."""
+    """What the other process does: the kernels beside `nms_plain` on small cases."""
     from sightline.detectors.nms_triton import nms_triton
 
     torch.manual_seed(0)
     count = 0
-    for make, groups, number in [
-        (boxes, 3, 40),
-        (clusters, 3, 50),
-        (twins, 2, 33),
-        (chain, 1, 60),
-        (boxes, 2, 1),
-        (points, 1, 8),
-        (clusters, 2, 64),
-    ]:
+    for make, groups, number in INTERPRETED:
         objects, valid = make(groups, number), torch.rand(groups, number) < 0.8
         objects = torch.where(valid[..., None], objects, torch.nan)
         for labels in (None, torch.randint(0, 3, (groups, number))):
@@ -168,21 +198,35 @@ def interpret():
     print(count, "equal")
 
 
+KERNELS = {
+    "overlaps": ("_overlaps", {"ROWS": 128}, 4),
+    "overlaps, without labels": ("_overlaps", {"ROWS": 128, "labels": None}, 4),
+    "survivors of 2048": ("_walk", {"WORDS": 64}, 1),
+    "survivors of 16384": ("_walk", {"WORDS": 512}, 8),
+}
+
+
 @needs_triton
-@pytest.mark.parametrize("number", [1, 300, 2048])
-def test_triton_kernel_compiles_for_a_gpu(number, monkeypatch, tmp_path):
+@pytest.mark.parametrize("name", KERNELS)
+def test_triton_kernels_compile_for_a_gpu(name, monkeypatch, tmp_path):
     """To machine code of an H100, which needs no GPU, without multiply-adds, which round otherwise than PyTorch."""
     import triton
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
-    from sightline.detectors.nms_triton import _walk
+    from sightline.detectors import nms_triton
 
+    kernel, constants, warps = KERNELS[name]
+    kernel = getattr(nms_triton, kernel)
+    types = {"boxes": "*fp32", "labels": "*i64", "mask": "*i32", "threshold": "fp32", "valid": "*u8", "kept": "*u8"}
+    types |= dict.fromkeys(("number", "words"), "i32") | dict.fromkeys(constants, "constexpr")
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    types = dict.fromkeys(("valid", "labels", "kept"), "*i32")
-    signature = {"boxes": "*fp32", **types, "threshold": "fp32", "number": "i32", "BLOCK": "constexpr"}
-    source = ASTSource(_walk, signature, constexprs={(6,): triton.next_power_of_2(number)})
-    options = {"num_warps": 4, "enable_fp_fusion": False}
+    source = ASTSource(
+        kernel,
+        {argument: types[argument] for argument in kernel.arg_names},
+        constexprs={(kernel.arg_names.index(argument),): value for argument, value in constants.items()},
+    )
+    options = {"num_warps": warps, "enable_fp_fusion": False}
     compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
     assert len(compiled.asm["cubin"]) > 0
     assert "fma." not in compiled.asm["ptx"]
@@ -195,7 +239,7 @@ def test_on_a_gpu_without_waiting(name):
     objects, valid, labels = case(name)
     expected = nms_plain(objects, valid, 0.5, labels)
     on_gpu = [value.cuda() for value in (objects, valid, labels)]
-    nms(*on_gpu[:2], 0.5, on_gpu[2])  # compiles the kernel
+    nms(*on_gpu[:2], 0.5, on_gpu[2])  # compiles the kernels
     torch.cuda.set_sync_debug_mode("error")
     try:
         found = nms(*on_gpu[:2], 0.5, on_gpu[2])
@@ -204,8 +248,19 @@ def test_on_a_gpu_without_waiting(name):
     assert torch.equal(found.cpu(), expected)
 
 
-if __name__ == "__main__":
-    interpret()
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize(("groups", "number"), [(1, 0), (5, 1000), (200, 300), (2, 2048), (1, 10_000), (1, 40_000)])
+def test_many_boxes_on_a_gpu(groups, number):
+    objects, valid, labels = (
+        clusters(groups, number),
+        torch.rand(groups, number) < 0.9,
+        torch.randint(3, (groups, number)),
+    )
+    for theirs in (None, labels):
+        expected = nms_plain(objects, valid, 0.5, theirs)
+        found = nms(objects.cuda(), valid.cuda(), 0.5, None if theirs is None else theirs.cuda())
+        assert torch.equal(found.cpu(), expected)
 
 
 def test_one_operator_to_compilers():
@@ -224,3 +279,7 @@ def test_one_operator_to_compilers():
     assert torch.equal(exported(boxes, valid, labels), wanted)
     assert torch.equal(compiled(boxes, valid, labels), wanted)
     torch.library.opcheck(torch.ops.sightline.nms.default, (boxes, valid, 0.5, labels))
+
+
+if __name__ == "__main__":
+    interpret()
