@@ -7,6 +7,7 @@
     sightline benchmark fcn32s.ckpt fcn8s.ckpt torchvision:fcn_resnet50 --data camvid/ --split test
     sightline benchmark captioner.ckpt other.ckpt --data flickr8k/ --split test --batch 1 32
     sightline benchmark lineage --help                          # R-CNN, Fast and Faster R-CNN, trained and timed
+    sightline benchmark speed --help                            # how far from the backbone's own speed, training too
 
 A MODEL is a checkpoint, or the name of a model of ours or of torchvision's. A name's weights are random, unless some
 come after an "@" (a path or "coco"). Models with random weights, or without the data's categories, are timed and not
@@ -15,8 +16,9 @@ scored; mind that torchvision's need the less time the less they find.
 How they are timed: the models take turns, round by round, so that a machine that slows down slows all of them; after a
 warm-up, medians over the rounds. All get the same pictures, uint8 in the host's memory, and give final boxes. Stages
 are timed in rounds of their own with a synchronisation after each, so that on a GPU they add up to a little more: input
-(transfer and normalisation), backbone, proposals, head (all the rest, suppression too). Masks are final within their boxes;
-nobody's are drawn at the picture's size before they are scored.
+(transfer and normalisation), backbone, neck (the pyramid), proposals, pooling (of regions), head (all the rest) and NMS
+(suppression, wherever it happens). Masks are final within their boxes; nobody's are drawn at the picture's size before they
+are scored.
 
 Segmenters are timed from pixels to label maps, at the size that each brings the data's first picture to.
 
@@ -36,16 +38,20 @@ from pathlib import Path
 
 import torch
 
+from sightline.backbone.precision import Precision, mixed
 from sightline.datasets.picture_data import default_workers
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
+from sightline.tools.benchmark_detection import Row, time_models
 from sightline.tools.benchmark_models import build, has_weights, kind_of
-from sightline.tools.benchmark_speed import REST, STAGES, Row, Timing, aligned, memory_kind, number, time_models
 from sightline.tools.evaluate import objects
 from sightline.tools.main import run
 from sightline.tools.model_names import Kind
 from sightline.tools.number_options import positive
+from sightline.tools.peak_memory import memory_kind
+from sightline.tools.stages import shown
+from sightline.tools.timing import Timing, aligned, number
 from sightline.training import score
 
 SIZE = (800, 1216)  # height and width of timed pictures
@@ -57,8 +63,8 @@ OTHERS: dict[Kind, str] = {"captioner": "benchmark_captions", "segmenter": "benc
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] == ["lineage"]:
-        return importlib.import_module("sightline.tools.benchmark_lineage").main(argv[1:])
+    if argv[:1] in (["lineage"], ["speed"]):
+        return importlib.import_module(f"sightline.tools.benchmark_{argv[0]}").main(argv[1:])
     arguments = _arguments(argv)
     if (kind := _one_kind(arguments.models)) in OTHERS:
         return importlib.import_module(f"sightline.tools.{OTHERS[kind]}").compare(arguments)
@@ -116,7 +122,7 @@ def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> 
 
 def text_table(rows: list[Row]) -> str:
     """The table for people; a dash where something was not measured."""
-    stages = list(dict.fromkeys([*STAGES.values(), REST]))
+    stages = shown(rows)
     scores = ["AP"] + ["mask_AP"] * any(row.mask_AP is not None for row in rows)
     lines = [["model", "batch", *(name.replace("_", " ") for name in scores), "images/s", "ms", *stages]]
     lines[0] += ["M params", "GFLOP", "MiB"]
@@ -128,10 +134,11 @@ def text_table(rows: list[Row]) -> str:
     return aligned(lines)
 
 
-def machine(device: torch.device) -> str:
-    """One line: what it ran on."""
+def machine(device: torch.device, precision: Precision = "auto") -> str:
+    """One line: what it ran on, and in which numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} ({device.type})"
-    kind = "bfloat16" if device.type == "cuda" else "float32"
+    with mixed(device, precision):
+        kind = "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
     python = platform.python_version()
     return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, Python {python}, {kind}"
 

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from sightline.backbone.model import answering
 from sightline.captioning import Captioner
 from sightline.captioning.search import Beam, Greedy
 from sightline.datasets.picture_data import default_workers
@@ -16,8 +17,9 @@ from sightline.datasets.table import DataError, Table
 from sightline.detectors.inference import usable_device
 from sightline.tools import model_names
 from sightline.tools.benchmark import machine, write_json
-from sightline.tools.benchmark_speed import REST, Timing, aligned, number, pictures, time_jobs
 from sightline.tools.evaluate_captions import captioned
+from sightline.tools.stages import REST, device_of, time_jobs
+from sightline.tools.timing import Timing, aligned, number, pictures
 from sightline.training.caption_scoring import Search, score_captions
 
 SCORES = ("BLEU-4", "CIDEr-D")
@@ -100,10 +102,9 @@ def time_captioners(
 
 @torch.inference_mode()
 def caption(model: Captioner, batch: Batch, search: Search) -> Captions:
-    """The model as `score_captions` runs it, on a batch in the host's memory: its backbone in bf16 on a GPU."""
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-        annotations = model(*batch.to(device).inputs)
+    """The model as `score_captions` runs it, on a batch in the host's memory."""
+    with answering(model):
+        annotations = model(*batch.to(device_of(model)).inputs)
     return search(model.decoder, annotations)
 
 

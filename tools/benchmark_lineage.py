@@ -29,6 +29,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from sightline.backbone.model import answering
 from sightline.datasets.augment import Augment
 from sightline.datasets.data_module import DetectionData
 from sightline.datasets.detection import DetectionDataset, loader_for, read_picture
@@ -236,14 +237,13 @@ def _sgd(parameters: Iterable, rate: float) -> torch.optim.Optimizer:
 # -- What is measured of a trained model --
 
 
-@torch.inference_mode()
 def detect_one_by_one(model: Detector, table: Table) -> tuple[DetectionCollector, list[float]]:
     """What is found in each picture, and the seconds that each took, from pixels in the host's memory to boxes in it."""
     device = next(model.parameters()).device
     collector, times = DetectionCollector(), []
     for batch in tqdm(_one_by_one(model, table), desc="test", unit="picture", leave=False, disable=None):
         started = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        with answering(model):
             found = model.detect(*batch.to(device).inputs).to("cpu")
         times.append(time.perf_counter() - started)
         collector.update(found.to_original(batch.infos), [info.id for info in batch.infos])

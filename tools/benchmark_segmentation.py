@@ -6,8 +6,7 @@ import argparse
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
-
+from sightline.backbone.model import answering
 from sightline.datasets.batching import frame_multiple
 from sightline.datasets.picture_data import default_workers
 from sightline.datasets.structures import Batch, LabelMaps
@@ -17,12 +16,13 @@ from sightline.detectors.inference import usable_device
 from sightline.segmentation import Segmenter
 from sightline.tools.benchmark import machine, write_json
 from sightline.tools.benchmark_models import build, has_weights
-from sightline.tools.benchmark_speed import REST, Timing, aligned, gflops, number, pictures, time_jobs
 from sightline.tools.evaluate_segmentation import labelled
+from sightline.tools.stages import BACKBONE, INPUT, REST, device_of, time_jobs
+from sightline.tools.timing import Timing, aligned, gflops, number, pictures
 from sightline.training.segmentation_scoring import score_segmenter
 
 SCORES = {"mean_IoU": "mean IoU", "pixel_accuracy": "pixel acc."}  # and what they are called in the table
-STAGES = ("input", "backbone", REST)
+STAGES = (INPUT, BACKBONE, REST)
 
 
 @dataclass
@@ -31,7 +31,7 @@ class SegmentationRow(Timing):
 
     Attributes:
         size: (height, width) of the timed pictures.
-        gflops: of one picture, see `benchmark_speed.Row`.
+        gflops: of one picture, see `timing.gflops`.
         scores: by name; empty where it was not scored.
     """
 
@@ -105,12 +105,10 @@ def time_segmenters(
     ]
 
 
-@torch.inference_mode()
 def segment(model: Segmenter, batch: Batch) -> LabelMaps:
-    """The model as `sightline predict` runs it, on a batch in the host's memory: bf16 on a GPU, float32 elsewhere."""
-    device = next(model.parameters()).device
-    with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-        return model.segment(*batch.to(device).inputs)
+    """The model as `sightline predict` runs it, on a batch in the host's memory."""
+    with answering(model):
+        return model.segment(*batch.to(device_of(model)).inputs)
 
 
 def score_segmenters(models: dict[str, Segmenter], table: Table, rows: list[SegmentationRow]) -> None:

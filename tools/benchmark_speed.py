@@ -1,280 +1,212 @@
-"""How fast models are: times by turns, stage by stage; of detectors with operations and memory too.
+"""`sightline benchmark speed [MODEL…]`: how far models are from their backbone's own speed, ours beside torchvision's.
 
-Models that do not propose themselves get their proposals with the pictures; how long those took is not counted.
+    sightline benchmark speed                                   # Faster R-CNN of both, batches of 1 and 8
+    sightline benchmark speed faster_rcnn_mobilenet_v3 torchvision:fasterrcnn_mobilenet_v3_large_fpn --size 320 320 --training
+    sightline benchmark speed faster_rcnn_mobilenet_v3 --size 320 320 --sweep objects --grid 0 8 64 --repeats 2
+    sightline benchmark speed faster_rcnn torchvision:fasterrcnn_resnet50_fpn --compile --sweep batch size objects classes
+
+Two commands make the whole table on a GPU, inference and training, bfloat16, compiled:
+
+    sightline benchmark speed faster_rcnn torchvision:fasterrcnn_resnet50_fpn mask_rcnn torchvision:maskrcnn_resnet50_fpn \\
+        torchvision:retinanet_resnet50_fpn torchvision:fcos_resnet50_fpn yolox_s --size 800 1216 --batch 1 8 \\
+        --precision bfloat16 --compile --training --json detectors.json
+    sightline benchmark speed fcn_resnet50 torchvision:fcn_resnet50 --size 520 520 --batch 8 16 \\
+        --precision bfloat16 --compile --training --json segmenters.json
+
+A MODEL is what `sightline benchmark` takes, a detector or a segmenter. Models and the floors under them take turns, round by
+round, so that a machine that slows down slows all of them; after a warm-up, medians over the rounds.
+
+Inference goes from uint8 pictures on the device to the answer there. The floor is the model's own backbone and neck alone on
+the same normalised batch, in the same precision and memory format. "x floor" is how many times as long the whole takes,
+"x faster" how many times as fast as the first of torchvision's models of the same task in the list. Masks stay within their
+boxes on both sides.
+
+Training is a step of it, in which all weights learn: forward, losses, backward, SGD. Its floor is forward and backward of
+the backbone and neck, from the mean of every map. Both sides learn the same --objects random boxes a picture, models of
+masks also their masks.
+
+Without weights ours is built as torchvision's is then, with batch norms in place of frozen ones and without heads that
+only help to learn. With --compile ours and all floors are compiled; torchvision's models cannot be, as a whole.
+
+Stages are timed op by op in rounds of their own, with a synchronisation after each: data (JPEGs to a batch, by one process)
+and transfer, each side in its own way; input (normalisation), backbone, neck (the pyramid), proposals, pooling (of regions),
+head (all the rest) and NMS (suppression, wherever it happens).
+
+A sweep measures inference and training against the batch (1 to 64), the size of square pictures (320 to 1600), the objects of
+a picture (0 to 5,000; training alone) or the classes (1 to 1,200), draws time and memory, and fits the power of the work by
+which they grow over the upper half of the grid: more than 1.1 is faster than linearly. Sizes count as pixels.
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
-from dataclasses import dataclass
-from functools import partial
-from multiprocessing import get_context
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import get_args
 
-import numpy as np
 import torch
-from torch import nn
-from torch.utils import _pytree as pytree
-from torch.utils.flop_counter import FlopCounterMode
-from tqdm import tqdm
 
-from sightline.datasets.batching import STRIDE, collate
-from sightline.datasets.detection import read_picture
-from sightline.datasets.proposals import Proposer, as_instances
-from sightline.datasets.shapes import shapes_table
-from sightline.datasets.structures import Batch, ImageInfo, Instances, Sample
-from sightline.datasets.table import Table
-from sightline.datasets.transforms import from_hwc, resize_image, to_hwc
-from sightline.detectors import Detector
-from sightline.tools.benchmark_models import build
+from sightline.backbone.precision import Precision
+from sightline.datasets.table import DataError
+from sightline.detectors.inference import usable_device
+from sightline.tools.benchmark import machine
+from sightline.tools.benchmark_loading import STAGES as LOADING
+from sightline.tools.benchmark_measure import Measured, Split, measure, measure_stages
+from sightline.tools.benchmark_models import PEERS, has_weights, kind_of
+from sightline.tools.benchmark_sweep import AXES, report, sweep
+from sightline.tools.benchmark_work import Setting
+from sightline.tools.main import run
+from sightline.tools.number_options import positive, whole
+from sightline.tools.peak_memory import memory_kind
+from sightline.tools.stages import shown
+from sightline.tools.timing import aligned, number
 
-K = TypeVar("K", bound=Hashable)
-WARM_UP = 2  # rounds before any is timed
-STAGES = {"normalize": "input", "transform": "input", "backbone": "backbone", "rpn": "proposals"}  # by submodule
-REST = "head"  # all after the last submodule of these
+MODELS = ("faster_rcnn", "torchvision:fasterrcnn_resnet50_fpn")
 
 
-@dataclass
-class Timing:
-    """How fast a model is at one batch size.
+def main(argv: list[str] | None = None) -> int:
+    """Runs the command; `argv` without "benchmark speed". Returns the exit code.
 
-    Attributes:
-        times: ms of each round, from pixels (and proposals) in the host's memory to the final answer.
-        stages: median ms of each stage.
-        parameters: how many numbers.
+    Raises:
+        DataError: options or models that do not go together.
     """
+    arguments = _arguments(argv)
+    arguments.models = list(dict.fromkeys(arguments.models or MODELS))
+    _check(arguments)
+    device = usable_device(arguments.device)
+    about = f"{machine(device, arguments.precision)}{', compiled' if arguments.compile else ''}"
+    print(about, flush=True)
+    setting = Setting(
+        str(device),
+        batch=arguments.batch[0],
+        size=tuple(arguments.size),
+        objects=arguments.objects,
+        precision=arguments.precision,
+        compiled=arguments.compile,
+    )
+    records = _sweeps(arguments, setting) if arguments.sweep else _tables(arguments, setting)
+    if arguments.json:
+        path = Path(arguments.json)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        content = {"machine": about, "memory": memory_kind(device), "repeats": arguments.repeats, "rows": records}
+        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    return 0
 
-    model: str
-    batch: int
-    times: list[float]
-    stages: dict[str, float]
-    parameters: int
 
-    @property
-    def ms(self) -> float:
-        """The median time of a batch."""
-        return statistics.median(self.times)
-
-    @property
-    def rate(self) -> float:
-        """Pictures a second."""
-        return 1000 * self.batch / self.ms
+def _sweeps(arguments: argparse.Namespace, setting: Setting) -> list[dict]:
+    """All that is asked for, one after another; each is written as soon as it is measured."""
+    records = []
+    for name in dict.fromkeys(arguments.sweep):
+        values = arguments.grid or AXES[name].grid
+        points = sweep(arguments.models, AXES[name], values, setting, arguments.repeats)
+        records += report(name, points, Path(arguments.output))
+    return records
 
 
-@dataclass
-class Row(Timing):
-    """One line of the table: a detector at one batch size.
+def _tables(arguments: argparse.Namespace, setting: Setting) -> list[dict]:
+    """Answers, where it is asked for training, and the answers' stages, at every batch size."""
+    settings = [replace(setting, batch=batch) for batch in dict.fromkeys(arguments.batch)]
+    records: list[dict] = []
+    for work in ("inference", "training") if arguments.training else ("inference",):
+        rows = [row for each in settings for row in measure(arguments.models, work, each, arguments.repeats)]
+        print(f"\n{_title(work, setting)}\n{text_table(rows)}", flush=True)
+        records += [row.record() | {"faster": faster(row, rows)} for row in rows]
+    splits = [split for each in settings for split in measure_stages(arguments.models, each, arguments.repeats)]
+    print(f"\nstages of inference in ms, op by op\n{stage_table(splits)}")
+    print(f"\nMiB: {memory_kind(torch.device(setting.device))}")
+    return records + [vars(split) for split in splits]
 
-    Attributes:
-        gflops: of one picture: matrix products and convolutions alone, a multiplication and its addition counting two.
-        memory: peak in MiB, see `memory_kind`; None where it cannot be had.
-        AP: COCO's, of boxes; None where it was not scored.
-        mask_AP: the same of masks; None where there are none.
+
+def _title(work: str, setting: Setting) -> str:
+    learnt = f", {setting.objects} objects a picture" if work == "training" else ""
+    return f"{work}, {setting.size[0]}x{setting.size[1]}{learnt}"
+
+
+def text_table(rows: Sequence[Measured]) -> str:
+    """The table for people; a dash where something was not measured."""
+    lines = [["model", "batch", "ms", "images/s", "floor ms", "x floor", "x faster", "MiB"]]
+    for row in rows:
+        numbers = [number(row.ms, 1), number(row.rate, 1), number(row.floor_ms, 1), number(row.to_floor, 2)]
+        numbers += [number(faster(row, rows), 2), number(row.memory, 0)]
+        lines.append([row.model, str(row.setting.batch), *numbers])
+    return aligned(lines)
+
+
+def faster(row: Measured, rows: Sequence[Measured]) -> float | None:
+    """How many times as fast as the first of torchvision's models of the same task and batch; None without any."""
+    like = (row.task, row.work, row.setting)
+    peers = [other for other in rows if other.peer and (other.task, other.work, other.setting) == like]
+    return peers[0].ms / row.ms if peers else None
+
+
+def stage_table(splits: Sequence[Split]) -> str:
+    """Milliseconds of each stage; a dash where a model has none of that name."""
+    stages = [*LOADING, *shown(splits)]
+    lines = [["model", "batch", *stages]]
+    for split in splits:
+        lines.append([split.model, str(split.batch), *(number(split.stages.get(stage), 1) for stage in stages)])
+    return aligned(lines)
+
+
+def _check(arguments: argparse.Namespace) -> None:
+    """Options that do not go together, before anything is built.
+
+    Raises:
+        DataError: says which.
     """
-
-    gflops: float
-    memory: float | None
-    AP: float | None = None
-    mask_AP: float | None = None
-
-
-def time_models(
-    models: dict[str, Detector], table: Table | None, size: tuple[int, int], batch_size: int, repeats: int
-) -> list[Row]:
-    """A row for each model.
-
-    Args:
-        models: by the words that `build` makes them from, all on one device, in evaluation mode.
-        table: where the pictures come from; None draws some.
-        size: (height, width) that they are brought to.
-        batch_size: how many at a time.
-        repeats: timed rounds.
-    """
-    batches = {spec: pictures(table, batch_size, size, model.proposer) for spec, model in models.items()}
-    jobs = {spec: partial(detect, model, batches[spec]) for spec, model in models.items()}
-    timings = time_jobs({spec: (models[spec], job) for spec, job in jobs.items()}, repeats, f"batch {batch_size}")
-    return [
-        Row(
-            model=spec,
-            batch=batch_size,
-            times=timings[spec][0],
-            stages=timings[spec][1],
-            parameters=sum(p.numel() for p in model.parameters()),
-            gflops=gflops(partial(detect, model, pictures(table, 1, size, model.proposer))),
-            memory=_peak_memory(spec, model, batches[spec]),
+    models, sweeps = arguments.models, arguments.sweep or []
+    kinds = {spec: kind_of(spec) for spec in models}
+    if captioners := [spec for spec in models if kinds[spec] == "captioner"]:
+        raise DataError(f"{captioners[0]} writes sentences: only detectors and segmenters are timed here")
+    if arguments.compile and all(spec.startswith(PEERS) for spec in models):
+        raise DataError(
+            "--compile is for our models, and there are only torchvision's; name one of ours, faster_rcnn say"
         )
-        for spec, model in models.items()
-    ]
+    if arguments.grid and len(set(sweeps)) != 1:
+        raise DataError("--grid gives the values of one sweep: name it, --sweep batch say")
+    for name in sweeps:
+        if wrong := [value for value in arguments.grid or () if value < AXES[name].least]:
+            raise DataError(f"--grid {wrong[0]}: a sweep over the {name} starts from {AXES[name].least}")
+    if "objects" in sweeps and (others := [spec for spec in models if kinds[spec] == "segmenter"]):
+        raise DataError(f"--sweep objects: {others[0]} learns a label for each pixel, whatever the number of objects")
+    if "classes" in sweeps and (known := [spec for spec in models if has_weights(spec)]):
+        raise DataError(
+            f"--sweep classes: {known[0]} knows its classes from its weights; name a model without any, {MODELS[0]} say"
+        )
 
 
-def pictures(
-    table: Table | None,
-    number: int,
-    size: tuple[int, int],
-    proposer: Proposer | None = None,
-    *,
-    multiple: int = STRIDE,
-) -> Batch:
-    """The first `number` pictures of a data set, over again if need be, all brought to `size` (height, width).
-
-    A proposer adds its boxes. The frame's sides are multiples of `multiple`.
-    """
-    table = table or shapes_table("val", number, min(size))
-    frame = tuple(-(-side // multiple) * multiple for side in size)
-    nothing = Instances(torch.zeros(0, 4), torch.zeros(0, dtype=torch.int64))
-    samples = []
-    for i in range(number):
-        image = resize_image(from_hwc(read_picture(table.paths[i % len(table)])), size)
-        proposals = None if proposer is None else as_instances(proposer(to_hwc(image)))
-        samples.append(Sample(image, nothing, ImageInfo(i, "", size), proposals))
-    return collate(samples, frame)
-
-
-def alternate(jobs: Mapping[K, Callable[[], object]], repeats: int, title: str) -> dict[K, list]:
-    """What each job returned in each round; the jobs take turns, A B A B. Warm-up rounds are left out."""
-    results: dict[K, list] = {name: [] for name in jobs}
-    for i in tqdm(range(-WARM_UP, repeats), desc=title, unit="round", leave=False, disable=None):
-        for name, job in jobs.items():
-            result = job()
-            if i >= 0:
-                results[name].append(result)
-    return results
+def _arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sightline benchmark speed",
+        description=__doc__.split(":", 1)[1].strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add = parser.add_argument
+    add(
+        "models", metavar="MODEL", nargs="*", help=f"a checkpoint, NAME[@WEIGHTS] or torchvision:… ({' '.join(MODELS)})"
+    )
+    add("--size", type=positive, nargs=2, metavar=("H", "W"), default=(800, 1216), help="of the pictures (800 1216)")
+    add("--batch", type=positive, nargs="+", default=[1, 8], metavar="B", help="pictures at a time (1 8)")
+    add("--objects", type=whole, default=8, metavar="N", help="to learn from in each picture (8)")
+    add("--training", action="store_true", help="time steps of training too")
+    add("--precision", choices=get_args(Precision), default="auto", help="of both sides (auto: bfloat16 where it pays)")
+    add("--compile", action="store_true", help="ours and the floors as compiled graphs")
+    add("--repeats", type=positive, default=10, metavar="N", help="timed rounds (10)")
+    add("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
+    add("--json", metavar="FILE", help="write all that was measured here too, with every round's time")
+    sweeps = parser.add_argument_group("cost against work")
+    sweeps.add_argument(
+        "--sweep", choices=AXES, nargs="+", help="in place of the tables; the rest at the first --batch"
+    )
+    sweeps.add_argument("--grid", type=whole, nargs="+", metavar="VALUE", help="other values than the sweep's own")
+    sweeps.add_argument(
+        "--output", metavar="FOLDER", default="runs/speed", help="of NAME.png and NAME.json (runs/speed)"
+    )
+    return parser.parse_args(argv)
 
 
-@torch.inference_mode()
-def detect(model: Detector, batch: Batch) -> Instances:
-    """The model as `sightline predict` runs it, on a batch in the host's memory: bf16 on a GPU, float32 elsewhere."""
-    device = _device(model)
-    with torch.autocast(device.type, torch.bfloat16, device.type == "cuda"):
-        return model.detect(*batch.to(device).inputs)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device
-
-
-def time_jobs(
-    jobs: Mapping[K, tuple[nn.Module, Callable[[], object]]], repeats: int, title: str
-) -> dict[K, tuple[list[float], dict[str, float]]]:
-    """The milliseconds of each round, and the median ones of each stage, of jobs that take turns.
-
-    Args:
-        jobs: a model, and what it is to do, by any name.
-        repeats: timed rounds.
-        title: of the bar.
-    """
-    times = alternate({name: _timed(*job) for name, job in jobs.items()}, repeats, title)
-    staged = alternate({name: _staged(*job) for name, job in jobs.items()}, repeats, "its stages")
-    medians = {
-        name: {stage: statistics.median(r[stage] for r in rounds) for stage in rounds[0]}
-        for name, rounds in staged.items()
-    }
-    return {name: (times[name], medians[name]) for name in jobs}
-
-
-def _timed(model: nn.Module, job: Callable[[], object]) -> Callable[[], float]:
-    """The same job; returns its milliseconds."""
-
-    def work() -> float:
-        started = _now(_device(model))
-        job()
-        return _now(_device(model)) - started
-
-    return work
-
-
-def _staged(model: nn.Module, job: Callable[[], object]) -> Callable[[], dict[str, float]]:
-    """The same job; returns the milliseconds of each stage, from the end of the one before to its own end."""
-    stages = {**dict(model.named_children()), **dict(getattr(model, "network", model).named_children())}
-
-    def work() -> dict[str, float]:
-        marks: list[tuple[str, float]] = []
-
-        def mark(stage: str) -> None:
-            marks.append((stage, _now(_device(model))))
-
-        with ExitStack() as hooks:
-            for name, module in stages.items():
-                if name in STAGES:
-                    hook = module.register_forward_hook(lambda *_, stage=STAGES[name]: mark(stage))
-                    hooks.callback(hook.remove)
-            mark("start")
-            job()
-            mark(REST)
-        starts = [time for _, time in marks[:-1]]
-        times: dict[str, float] = {}
-        for (stage, end), start in zip(marks[1:], starts, strict=True):  # some networks come by a stage again
-            times[stage] = times.get(stage, 0.0) + end - start
-        return times
-
-    return work
-
-
-def _now(device: torch.device) -> float:
-    """Milliseconds, once the device has done all it was told."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    elif device.type == "mps":
-        torch.mps.synchronize()
-    return 1000 * time.perf_counter()
-
-
-def gflops(job: Callable[[], object]) -> float:
-    """How many milliards of operations a job takes, see `Row`."""
-    with FlopCounterMode(display=False) as counter:
-        job()
-    return counter.get_total_flops() / 1e9
-
-
-def _peak_memory(spec: str, model: Detector, batch: Batch) -> float | None:
-    """MiB, see `memory_kind`."""
-    device = _device(model)
-    if device.type == "cuda":
-        own = sum(t.numel() * t.element_size() for t in (*model.parameters(), *model.buffers()))
-        others = torch.cuda.memory_allocated(device) - own
-        torch.cuda.reset_peak_memory_stats(device)
-        detect(model, batch)
-        return (torch.cuda.max_memory_allocated(device) - others) / 2**20
-    if device.type == "cpu" and Path("/proc/self/status").exists():
-        with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            inputs = pytree.tree_map_only(torch.Tensor, torch.Tensor.numpy, batch.inputs)
-            return process.submit(_alone, spec, inputs).result()
-    return None
-
-
-def _alone(spec: str, arrays: tuple) -> float:
-    """MiB by which this process, which does nothing else, grows at most. (Its `ru_maxrss` starts from the parent's.)"""
-    before = _status("VmRSS")
-    images, sizes, *proposals = pytree.tree_map_only(np.ndarray, torch.from_numpy, arrays)
-    detect(build(spec, "cpu"), Batch(images, sizes, None, [], *proposals))
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> float:
-    """One of Linux's figures on this process, in MiB."""
-    return int(Path("/proc/self/status").read_text().partition(f"{name}:")[2].split()[0]) / 1024
-
-
-def memory_kind(device: torch.device) -> str:
-    """What the figure on memory means."""
-    if device.type == "cuda":
-        return "the most that PyTorch had allocated on the GPU for this model (max_memory_allocated)"
-    return "by how much the resident memory of a process grew at most that built and ran this model alone (peak RSS)"
-
-
-def aligned(lines: Sequence[Sequence[str]], left: int = 1) -> str:
-    """Rows of cells as a table for people, the first `left` columns to the left."""
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    sides = [str.ljust] * left + [str.rjust] * (len(widths) - left)
-    padded = [[side(*cell) for side, cell in zip(sides, zip(line, widths, strict=True), strict=True)] for line in lines]
-    return "\n".join("  ".join(line).rstrip() for line in padded)
-
-
-def number(value: float | None, digits: int) -> str:
-    """A number, or a dash where something was not measured."""
-    return "-" if value is None else f"{value:.{digits}f}"
+if __name__ == "__main__":
+    sys.exit(run("benchmark", ["speed", *sys.argv[1:]]))

@@ -19,9 +19,11 @@ from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError
 from sightline.detectors import Detector, fast_rcnn, faster_rcnn, save
 from sightline.tools.benchmark import main, score_models, text_table
+from sightline.tools.benchmark_detection import Row, _peak_memory, detect, time_models
 from sightline.tools.benchmark_models import build, has_weights, peers
-from sightline.tools.benchmark_speed import Row, _now, _peak_memory, alternate, detect, pictures, time_models
 from sightline.tools.main import run
+from sightline.tools.stages import STAGES
+from sightline.tools.timing import alternate, now, pictures
 from sightline.training import score
 
 MOBILE = "fasterrcnn_mobilenet_v3_large_fpn"
@@ -72,8 +74,8 @@ class Slow(Detector):
 
 def test_stages_operations_and_parameters(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("sightline.tools.benchmark_speed._now", lambda _: clock.ms)
-    monkeypatch.setattr("sightline.tools.benchmark_speed._peak_memory", lambda *_: None)
+    monkeypatch.setattr("sightline.tools.timing.now", lambda _: clock.ms)
+    monkeypatch.setattr("sightline.tools.benchmark_detection._peak_memory", lambda *_: None)
     (row,) = time_models({"slow": Slow(clock).eval()}, None, (32, 64), 2, 3)
     assert row.times == [120, 120, 120]
     assert row.stages == {"input": 0, "backbone": 20, "proposals": 40, "head": 60}
@@ -83,9 +85,9 @@ def test_stages_operations_and_parameters(monkeypatch):
 
 
 def test_real_time_passes():
-    before = _now(torch.device("cpu"))
+    before = now(torch.device("cpu"))
     time.sleep(0.02)
-    assert 20 <= _now(torch.device("cpu")) - before < 2000  # milliseconds
+    assert 20 <= now(torch.device("cpu")) - before < 2000  # milliseconds
 
 
 def test_models_take_turns():
@@ -108,7 +110,7 @@ def test_pictures_have_the_size_asked_for():
 
 def test_whole_command(checkpoint, tmp_path, capsys, monkeypatch):
     """Ours and torchvision's in one table."""
-    monkeypatch.setattr("sightline.tools.benchmark_speed._peak_memory", lambda *_: 12.3)
+    monkeypatch.setattr("sightline.tools.benchmark_detection._peak_memory", lambda *_: 12.3)
     path = tmp_path / "deep" / "table.json"
     models = [checkpoint, f"torchvision:{MOBILE}"]
     options = ["--size", "64", "96", "--batch", "1", "2", "--repeats", "1", "--device", "cpu", "--json", str(path)]
@@ -122,7 +124,7 @@ def test_whole_command(checkpoint, tmp_path, capsys, monkeypatch):
     assert content["size"] == [64, 96]
     ours, theirs = content["rows"][:2]
     assert theirs["parameters"] == sum(p.numel() for p in get_model(MOBILE, weights_backbone=None).parameters())
-    assert ours["stages"].keys() == theirs["stages"].keys() == {"input", "backbone", "proposals", "head"}
+    assert ours["stages"].keys() == theirs["stages"].keys() == set(STAGES)
 
 
 def test_memory_of_a_process_that_runs_one_model(checkpoint):
@@ -179,9 +181,9 @@ def test_table_is_aligned():
     other = Row("long", 8, [800.0], {}, 7, 0.0, None)
     lines = text_table([one, other]).splitlines()
     assert len(set(map(len, lines))) == 1
-    assert " ".join(lines[0].split()) == "model batch AP images/s ms input backbone proposals head M params GFLOP MiB"
-    assert " ".join(lines[1].split()) == "a 1 0.500 33.3 30.0 1.0 22.2 - 3.0 1.50 2.0 346"
-    assert " ".join(lines[2].split()) == "long 8 - 10.0 800.0 - - - - 0.00 0.0 -"
+    assert " ".join(lines[0].split()) == "model batch AP images/s ms input backbone head M params GFLOP MiB"
+    assert " ".join(lines[1].split()) == "a 1 0.500 33.3 30.0 1.0 22.2 3.0 1.50 2.0 346"
+    assert " ".join(lines[2].split()) == "long 8 - 10.0 800.0 - - - 0.00 0.0 -"
 
 
 @pytest.mark.parametrize(
@@ -237,8 +239,8 @@ class Regional(Slow):
 
 def test_the_time_of_proposals_is_not_counted(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("sightline.tools.benchmark_speed._now", lambda _: clock.ms)
-    monkeypatch.setattr("sightline.tools.benchmark_speed._peak_memory", lambda *_: None)
+    monkeypatch.setattr("sightline.tools.timing.now", lambda _: clock.ms)
+    monkeypatch.setattr("sightline.tools.benchmark_detection._peak_memory", lambda *_: None)
     models = {"plain": Slow(clock).eval(), "regional": Regional(clock).eval()}
     models["regional"].proposer = Timed(clock)
     for row in time_models(models, None, (32, 64), 2, 3):

@@ -21,8 +21,8 @@ from sightline.tools.benchmark_captions import (
     text_table,
     time_captioners,
 )
-from sightline.tools.benchmark_speed import pictures
 from sightline.tools.main import main
+from sightline.tools.timing import pictures
 from sightline.training.caption_scoring import score_captions
 
 SENTENCES = [sentence for group in shapes_table("val", 20, 32).captions for sentence in group]
@@ -87,7 +87,7 @@ class Slow(Decoder):
 def test_stages_of_both_searches(monkeypatch):
     """20 words of one sentence, or of five; the stages add up."""
     clock = Clock()
-    monkeypatch.setattr("sightline.tools.benchmark_speed._now", lambda _: clock.ms)
+    monkeypatch.setattr("sightline.tools.timing.now", lambda _: clock.ms)
     rows = time_captioners({"slow": Captioner(Stage(clock), Slow(clock)).eval()}, None, {"slow": (32, 64)}, 2, 3)
     greedy, beam = rows
     assert [(row.search, row.batch) for row in rows] == [("greedy", 2), ("beam 5", 2)]

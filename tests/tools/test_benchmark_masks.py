@@ -12,14 +12,15 @@ from sightline.datasets.images import write_image
 from sightline.datasets.shapes import read_shapes, shapes_table
 from sightline.segmentation import load
 from sightline.tools.benchmark import text_table
+from sightline.tools.benchmark_detection import Row, detect
 from sightline.tools.benchmark_models import build
-from sightline.tools.benchmark_speed import Row, detect, pictures
 from sightline.tools.main import main
+from sightline.tools.timing import pictures
 from sightline.training import score
 
 
 def test_whole_command(mask_detector, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("sightline.tools.benchmark_speed._peak_memory", lambda *_: None)
+    monkeypatch.setattr("sightline.tools.benchmark_detection._peak_memory", lambda *_: None)
     table = shapes_table("val", 3, 64, masks=True)
     for i, path in enumerate(table.paths):
         write_image(tmp_path / "data" / f"{i}.png", read_shapes(path))

@@ -21,8 +21,8 @@ from sightline.tools.benchmark_segmentation import (
     text_table,
     time_segmenters,
 )
-from sightline.tools.benchmark_speed import pictures
 from sightline.tools.main import main
+from sightline.tools.timing import pictures
 from sightline.training.segmentation_scoring import score_segmenter
 
 LRASPP = "torchvision:lraspp_mobilenet_v3_large"
@@ -61,7 +61,7 @@ class Slow(Segmenter):
 
 def test_stages_operations_and_parameters(monkeypatch):
     clock = Clock()
-    monkeypatch.setattr("sightline.tools.benchmark_speed._now", lambda _: clock.ms)
+    monkeypatch.setattr("sightline.tools.timing.now", lambda _: clock.ms)
     (row,) = time_segmenters({"slow": Slow(clock).eval()}, None, {"slow": (32, 64)}, 2, 3)
     assert row.times == [100] * 3
     assert row.stages == {"input": 0, "backbone": 80, "head": 20}
