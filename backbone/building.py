@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
 from torch import Tensor
 
 from .model import Model
@@ -24,7 +25,7 @@ def finish(
     rename: Sequence[tuple[str, str]] = (),
     convert: Callable[[dict[str, Tensor], Path], dict[str, Tensor]] | None = None,
 ) -> M:
-    """Notes how a model was made, and loads its weights.
+    """Notes how a model was made, loads its weights, and lays them out channels-last, as its pictures are.
 
     Args:
         model: with random weights above its backbone.
@@ -44,4 +45,4 @@ def finish(
         load_weights(model, weights, name=name, rename=(*rename, own), convert=convert, allow_missing=missing)
     # Where the first weights came from is no part of the model, and a path means nothing to whom the checkpoint is given.
     architecture["arguments"] |= dict.fromkeys({"weights", "backbone_weights"} & architecture["arguments"].keys())
-    return model
+    return model.to(memory_format=torch.channels_last)
