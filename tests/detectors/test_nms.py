@@ -70,6 +70,13 @@ def case(name):
     return make(groups, number), valid, torch.randint(0, 3, (groups, number))
 
 
+@pytest.mark.parametrize("groups", [1, 3])
+def test_no_box_is_valid(groups):
+    valid = torch.zeros(groups, 20, dtype=torch.bool)
+    for labels in (None, torch.zeros(groups, 20, dtype=torch.int64)):
+        assert not nms(boxes(groups, 20), valid, 0.5, labels).any()
+
+
 def torchvisions(boxes, valid, threshold, labels=None):
     """The same by torchvision.ops.nms, a group and a label at a time."""
     kept = torch.zeros_like(valid)
