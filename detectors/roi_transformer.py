@@ -81,7 +81,7 @@ class RoITransformer(nn.Module):
         side = self.output_size * self.sampling_ratio
         theta = box_to_affine(rois, stride, (height, width)).flatten(0, 1)
         with torch.autocast(level.device.type, enabled=False):
-            grid = Affine().grid(theta, (side, side)).view(batch, -1, side, 2)
+            grid = Affine().grid(theta, (side, side)).reshape(batch, -1, side, 2)
             samples = F.grid_sample(
                 full_precision(level).to(grid.dtype), grid, padding_mode="border", align_corners=False
             )

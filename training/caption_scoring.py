@@ -96,17 +96,17 @@ def caption_all(
     collector, find = CaptionCollector(), search or model.search
     with evaluating(model):
         for batch in tqdm(loader, desc="caption", unit="batch", disable=None if progress else True, leave=False):
-            annotations = annotated(model, batch.to(device))
+            with answering(model):
+                annotations = annotated(model, batch.to(device))
             collector.update(find(model.decoder, annotations), [info.id for info in batch.infos])
     return collector
 
 
 def annotated(model: Captioner, batch: Batch) -> Annotations:
-    """What a model's backbone makes of a batch's pictures, in its precision, or made of them beforehand."""
+    """What a model's backbone makes of a batch's pictures, or made of them beforehand."""
     if batch.maps is not None:
         return model.annotate(batch.maps, batch.sizes)
-    with answering(model):
-        return model(batch.images, batch.sizes)
+    return model(batch.images, batch.sizes)
 
 
 def judge_captions(vocabulary: Vocabulary, table: Table, collector: CaptionCollector) -> CaptionResult:
