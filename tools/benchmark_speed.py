@@ -21,6 +21,9 @@ the same normalised batch, in the same precision and memory format. "x floor" is
 "x faster" how many times as fast as the first of torchvision's models of the same task in the list. Masks stay within their
 boxes on both sides.
 
+Mind that torchvision's detectors take the less time the less they find, with random weights above all: ours always does the
+same work.
+
 Training is a step of it, in which all weights learn: forward, losses, backward, SGD. Its floor is forward and backward of
 the backbone and neck, from the mean of every map. Both sides learn the same --objects random boxes a picture, models of
 masks also their masks.
@@ -76,6 +79,8 @@ def main(argv: list[str] | None = None) -> int:
     arguments = _arguments(argv)
     arguments.models = list(dict.fromkeys(arguments.models or MODELS))
     _check(arguments)
+    if arguments.json and Path(arguments.json).is_dir():
+        raise DataError(f"--json {arguments.json} is a folder: name a file in it")
     device = usable_device(arguments.device)
     about = f"{machine(device, arguments.precision)}{', compiled' if arguments.compile else ''}"
     print(about, flush=True)

@@ -23,7 +23,7 @@ from sightline.datasets.batching import STRIDE
 from sightline.datasets.shapes import shapes_table
 from sightline.datasets.structures import Batch, Instances, LabelMaps
 from sightline.datasets.table import DataError
-from sightline.detectors.compiled import compile_detect
+from sightline.detectors.compiled import compile_detect, one_graph
 from sightline.segmentation import Segmenter
 from sightline.tools.benchmark_models import TorchvisionDetector, TorchvisionSegmenter, build_alike, dictionaries
 from sightline.tools.timing import pictures
@@ -130,12 +130,12 @@ def random_labels(setting: Setting, num_classes: int) -> LabelMaps:
 # -- Answers --
 
 
-def inference(model: Model, batch: Batch, setting: Setting) -> Work:
+def inference(model: Model, batch: Batch, setting: Setting, *, floored: bool = True) -> Work:
     """From pixels to objects or label maps; of torchvision's to what its own users get."""
-    mode = "reduce-overhead" if batch.images.is_cuda else "default"  # as `compile_detect` has it
-    floor = _floor(model, batch, setting, mode)
+    recorded = batch.images.is_cuda  # as `compile_detect` has it
+    floor = _floor(model, batch, setting, recorded) if floored else None
     if setting.compiled and not is_peer(model):
-        _compile_answer(model, mode)
+        _compile_answer(model, recorded)
     verb = answer_of(model)
 
     def answer() -> object:
@@ -156,33 +156,22 @@ def answer_of(model: Model) -> Callable[..., object]:
     return model.segment if isinstance(model, Segmenter) else model.detect
 
 
-def _compile_answer(model: Model, mode: str) -> None:
+def _compile_answer(model: Model, recorded: bool) -> None:
     if isinstance(model, Segmenter):
-        model.segment = _graph(model.segment, mode)
+        model.segment = one_graph(model.segment, recorded=recorded)
     else:
         compile_detect(model)
-
-
-def _graph(function: Callable[..., Any], mode: str) -> Callable[..., Any]:
-    """The function as one compiled graph; what it returned before may be written over."""
-    graph = torch.compile(function, fullgraph=True, dynamic=False, mode=mode)
-
-    def run(*arguments: Any) -> Any:
-        torch.compiler.cudagraph_mark_step_begin()
-        return graph(*arguments)
-
-    return run
 
 
 # -- Training --
 
 
-def training(model: Model, batch: Batch, setting: Setting) -> Work:
+def training(model: Model, batch: Batch, setting: Setting, *, floored: bool = True) -> Work:
     """Steps of training in which all weights learn: forward, losses, backward, and SGD with momentum.
 
     The rate is zero, so that each round has the same work to do.
     """
-    floor = _floor(model, batch, setting, "default")
+    floor = _floor(model, batch, setting, recorded=False) if floored else None
     model.train().requires_grad_(True)
     losses = _losses(model, batch, setting)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
@@ -212,7 +201,7 @@ def _losses(model: Model, batch: Batch, setting: Setting) -> Callable[[], dict[s
         return model.losses(model(images, sizes, *proposals), targets)
 
     if setting.compiled and not is_peer(model):
-        losses = _graph(losses, "default")
+        losses = one_graph(losses)
     truth = batch.label_maps if isinstance(model, Segmenter) else batch.targets
     return partial(losses, images, sizes, truth, *proposals)
 
@@ -220,14 +209,16 @@ def _losses(model: Model, batch: Batch, setting: Setting) -> Callable[[], dict[s
 # -- The floor --
 
 
-def _floor(model: Model, batch: Batch, setting: Setting, mode: str) -> Callable[[], list] | None:
+def _floor(model: Model, batch: Batch, setting: Setting, recorded: bool) -> Callable[[], list] | None:
     """The backbone on what the model gives it, once or several times; None of a model that has none by that name."""
     backbone = getattr(getattr(model, "network", model), "backbone", None)
     if backbone is None:
         return None
     inputs = _inputs_of(backbone, partial(answer_of(model), *batch.inputs), setting)
+    if not inputs:  # it is used in parts
+        return None
     if setting.compiled:
-        backbone = _graph(backbone, mode)
+        backbone = one_graph(backbone, recorded=recorded)
     return lambda: [backbone(*each) for each in inputs]
 
 
@@ -242,20 +233,22 @@ def _inputs_of(module: nn.Module, job: Job, setting: Setting) -> Sequence[tuple]
     return seen
 
 
-WORKS: dict[str, Callable[[Model, Batch, Setting], Work]] = {"inference": inference, "training": training}
+WORKS: dict[str, Callable[..., Work]] = {"inference": inference, "training": training}
 
 
-def prepare(spec: str, work: str, setting: Setting) -> Work:
+def prepare(spec: str, work: str, setting: Setting, *, floored: bool = True) -> Work:
     """A model's work of that name, ready to be done again and again; its batch is on the device.
+
+    To know the floor, the model is run once.
 
     Raises:
         DataError: as `built`.
     """
     model = built(spec, setting)
-    return WORKS[work](model, batch_for(model, setting).to(setting.device), setting)
+    return WORKS[work](model, batch_for(model, setting).to(setting.device), setting, floored=floored)
 
 
 def prepare_alone(spec: str, work: str, setting: Setting) -> tuple[Model, Job]:
     """The same for a process of its own; without the floor, and op by op: a compiler's own memory would hide the model's."""
-    ready = prepare(spec, work, replace(setting, compiled=False))
+    ready = prepare(spec, work, replace(setting, compiled=False), floored=False)
     return ready.model, ready.whole

@@ -59,7 +59,7 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         "--precision",
         choices=get_args(Precision),
         default="auto",
-        help="numbers to compute in; auto is bfloat16 where the GPU or CPU has instructions for it (auto)",
+        help="numbers to compute in; auto is bfloat16 where an NVIDIA GPU or the CPU has instructions for it (auto)",
     )
 
 

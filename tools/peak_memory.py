@@ -70,6 +70,8 @@ def memory_kind(device: torch.device) -> str:
     """What the figure on memory means."""
     if device.type == "cuda":
         return "the most that PyTorch had allocated on the GPU for this model (max_memory_allocated)"
+    if not STATUS.exists():
+        return "not measured on this system"
     return (
         "a model's weights, and by how much the resident memory of a process that ran it alone grew at most (peak RSS)"
     )

@@ -107,7 +107,7 @@ def now(device: torch.device) -> float:
 
 
 def gflops(job: Callable[[], object]) -> float:
-    """How many milliards of operations a job takes: matrix products and convolutions alone, a multiplication and its addition
+    """How many billions of operations a job takes: matrix products and convolutions alone, a multiplication and its addition
     counting two."""
     with FlopCounterMode(display=False) as counter:
         job()

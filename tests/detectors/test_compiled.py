@@ -109,10 +109,16 @@ def test_without_a_compiler(monkeypatch):
 
     real = torch.compile
     monkeypatch.setattr(compiled.torch, "compile", lambda function, **_: real(function, backend=failing))
-    model = MODELS["yolox"]().eval()
-    compile_detect(model)
     with pytest.raises(ValueError, match=r"no g.*a CPU needs a C.. compiler"):
-        model.detect(*batch("yolox")[0])
+        compiled.one_graph(lambda x: 2 * x)(torch.ones(3))
+
+
+def test_too_many_sizes_are_not_compiled(one_graph, caplog, monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+    function = compiled.one_graph(lambda x: 2 * x)
+    for size in (3, 4, 5, 3):
+        assert torch.equal(function(torch.ones(size)), torch.full((size,), 2.0))
+    assert caplog.text.count("so many sizes") == 1
 
 
 @pytest.mark.slow
