@@ -113,8 +113,8 @@ def test_without_a_compiler(monkeypatch):
         compiled.one_graph(lambda x: 2 * x)(torch.ones(3))
 
 
-def test_too_many_sizes_are_not_compiled(one_graph, caplog, monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 1)
+@torch._dynamo.config.patch(recompile_limit=1)
+def test_too_many_sizes_are_not_compiled(one_graph, caplog):
     function = compiled.one_graph(lambda x: 2 * x)
     for size in (3, 4, 5, 3):
         assert torch.equal(function(torch.ones(size)), torch.full((size,), 2.0))
