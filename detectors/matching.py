@@ -106,7 +106,7 @@ def best_objects_plain(anchors: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor, 
     top = highest.amax(dim=0)
     wanted = torch.where(top > 0, top, -1)
     for own, part in zip(highest, parts, strict=True):
-        here = (own == wanted).any(dim=0).nonzero()[:, 0]  # few objects have their best anchors in this part
+        here = _at_home(own == wanted)
         for few in _slices(len(here), OBJECTS_AT_ONCE):
             equal = iou(boxes[:, here[few]], anchors[:, part]).eq_(wanted[:, here[few], None])
             favourite[:, part] |= equal.amax(dim=1) > 0
@@ -123,10 +123,18 @@ def _first(overlaps: Tensor, value: Tensor) -> Tensor:
     return number - overlaps.eq_(value[:, None]).mul_(weights[:, None]).amax(dim=1).long()
 
 
+def _at_home(here: Tensor) -> Tensor:
+    """Numbers of the objects that have a best anchor in this part, in any image, from (B, N) bool.
+
+    On a CPU few have. Elsewhere there is one part, so that all have, and asking would wait for the device.
+    """
+    return here.any(dim=0).nonzero()[:, 0] if here.is_cpu else torch.arange(here.shape[1], device=here.device)
+
+
 def covered_plain(anchors: Tensor, crowds: Tensor) -> Tensor:
     """`covered` in plain PyTorch."""
     common = _zeros(anchors, crowds)
-    if not crowds.any():  # most batches have none
+    if crowds.is_cpu and not crowds.any():  # most batches have none; elsewhere asking would wait for the device
         return common
     parts, anchors = _parts(anchors, len(crowds)), _by_coordinate(anchors)
     for part in parts:

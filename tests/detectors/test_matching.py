@@ -98,6 +98,15 @@ def test_nothing(name):
     assert not favourite.any()
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_plain_versions_ask_a_gpu_for_nothing(name):
+    """On the meta device any wait for a value is an error."""
+    anchors, objects = (boxes.to("meta") for boxes in case(name))
+    expected = len(objects), anchors.shape[1]
+    assert [found.shape for found in best_objects_plain(anchors, objects)] == [expected] * 3
+    assert covered_plain(anchors, objects).shape == expected
+
+
 @pytest.mark.parametrize("name", ["ties", "several parts", "no objects"])
 def test_one_operator_to_compilers(name):
     """The plain version's loop depends on the number of objects; compiled graphs hold one operator instead."""
