@@ -1,7 +1,7 @@
 """Times our matching of anchors with objects beside torchvision's box_iou and Matcher, against the number of objects.
 
-    python benchmarks/assignment.py                                   # 250,000 anchors, 8 to 500 objects a picture
-    python benchmarks/assignment.py --objects 8 100 5000 --batch 8    # torchvision: 5 GB for the IoUs of 5000 alone
+    python benchmarks/assignment.py                           # 250,000 anchors, 8 to 500 objects a picture
+    python benchmarks/assignment.py --objects 5000 --alone    # torchvision would need 9 MiB an object, 43 GB in all
 
 Both match the anchors of a region proposal network (foreground from IoU 0.7, or the object's best; background below 0.3), and
 must agree. torchvision goes picture by picture. The two take turns; medians over rounds, after one to warm up. On a CPU all is
@@ -37,18 +37,20 @@ def main() -> None:
     parser.add_argument("--objects", type=int, nargs="+", default=[8, 50, 100, 500], help="of a picture (8 50 100 500)")
     parser.add_argument("--batch", type=int, default=2, help="pictures (2)")
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--alone", action="store_true", help="ours only")
     arguments = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.set_num_threads(1)
+    names = ["ours"] if arguments.alone else list(WAYS)
     print(f"{device}, torch {torch.__version__}; {arguments.anchors} anchors, batch {arguments.batch}")
     for objects in arguments.objects:
         sizes = arguments.batch, arguments.anchors, objects, device
-        ours, theirs = times(*sizes, rounds=arguments.rounds)
-        peaks = [in_a_process(peak, name, *sizes) for name in WAYS]
-        print(
-            f"  {objects:5} objects   ours {1e3 * ours:9.1f} ms {peaks[0]:7.0f} MiB   torchvision {1e3 * theirs:9.1f} ms "
-            f"{peaks[1]:7.0f} MiB   ours is {theirs / ours:.1f} times as fast"
-        )
+        seconds = times(names, *sizes, rounds=arguments.rounds)
+        peaks = [in_a_process(peak, name, *sizes) for name in names]
+        figures = [f"{n} {1e3 * s:9.1f} ms {p:7.0f} MiB" for n, s, p in zip(names, seconds, peaks, strict=True)]
+        if not arguments.alone:
+            figures.append(f"ours is {seconds[1] / seconds[0]:.1f} times as fast")
+        print(f"  {objects:5} objects", *figures, sep="   ")
 
 
 def scene(pictures: int, anchors: int, objects: int, device: str) -> tuple[Tensor, Instances]:
@@ -83,18 +85,19 @@ def torchvisions(anchors: Tensor, targets: Instances) -> list[Tensor]:
 WAYS: dict[str, Callable] = {"ours": ours, "torchvision": torchvisions}
 
 
-def times(pictures: int, anchors: int, objects: int, device: str, *, rounds: int) -> tuple[float, float]:
-    """Median seconds of ours and of torchvision's, having seen that they agree."""
+def times(names: list[str], pictures: int, anchors: int, objects: int, device: str, *, rounds: int) -> list[float]:
+    """Median seconds of each, having seen that they agree."""
     given = scene(pictures, anchors, objects, device)
-    for mine, theirs in zip(ours(*given), torchvisions(*given), strict=True):
-        assert torch.equal(mine, theirs), f"{(mine != theirs).sum()} of {len(mine)} anchors differ"
-    seen: dict[str, list[float]] = {name: [] for name in WAYS}
+    for mine, *others in zip(*(WAYS[name](*given) for name in names), strict=True):
+        for theirs in others:
+            assert torch.equal(mine, theirs), f"{(mine != theirs).sum()} of {len(mine)} anchors differ"
+    seen: dict[str, list[float]] = {name: [] for name in names}
     for _ in range(rounds):
-        for name, way in WAYS.items():
+        for name in names:
             start = _now(device)
-            way(*given)
+            WAYS[name](*given)
             seen[name].append(_now(device) - start)
-    return statistics.median(seen["ours"]), statistics.median(seen["torchvision"])
+    return [statistics.median(seconds) for seconds in seen.values()]
 
 
 def in_a_process(function: Callable[..., float], *arguments: object) -> float:
