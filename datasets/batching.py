@@ -205,7 +205,8 @@ def collate(samples: Sequence[Sample], frame: tuple[int, int]) -> Batch:
     """
     # An array, as torch's copy of a small picture spends its time waking threads.
     images, sizes, placed = np.zeros((len(samples), *frame, 3), np.uint8), [], []
-    for image, sample in zip(images, samples, strict=True):
+    for i, image in enumerate(images):
+        sample = samples[i]  # `iter` would take an IndexError out of a data set for the end
         height, width = sample.image.shape[1:]
         if height > frame[0] or width > frame[1]:
             raise ValueError(f"{sample.info.path} is {height}x{width}, too large for its frame {frame[0]}x{frame[1]}")

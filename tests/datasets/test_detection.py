@@ -184,6 +184,14 @@ def test_a_broken_picture_is_named(folder, workers):
     assert "Traceback" not in str(error.value)
 
 
+def test_an_index_error_within_a_data_set_is_not_taken_for_its_end():
+    def broken(sample, rng):
+        raise IndexError("beyond the last row")
+
+    with pytest.raises(IndexError, match="beyond the last row"):
+        next(iter(loader_for(make_dataset(augment=broken), 2)))
+
+
 def test_a_picture_of_another_size_is_named(folder):
     table = file_table([folder / "a.png"], [(60, 40)])
     with pytest.raises(DataError, match=r"a\.png.*40x60.*60x40"):
