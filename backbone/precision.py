@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Literal
 
 import torch
@@ -21,19 +20,24 @@ def mixed(device: torch.device | str, precision: Precision = "auto") -> torch.au
     Raises:
         ValueError: an unknown precision.
     """
+    kind, numbers = torch.device(device).type, computed_in(device, precision)
+    return torch.autocast(kind, torch.bfloat16, enabled=numbers == torch.bfloat16)
+
+
+def computed_in(device: torch.device | str, precision: Precision = "auto") -> torch.dtype:
+    """bfloat16 or float32: the numbers of convolutions and matrix products under `mixed`; arguments and errors as there."""
     if precision not in ("auto", "bfloat16", "float32"):
         raise ValueError(f"unknown precision {precision!r}: auto, bfloat16 or float32")
-    kind = torch.device(device).type
-    return torch.autocast(
-        kind, torch.bfloat16, enabled=has_bfloat16(kind) if precision == "auto" else precision == "bfloat16"
-    )
+    half = has_bfloat16(device) if precision == "auto" else precision == "bfloat16"
+    return torch.bfloat16 if half else torch.float32
 
 
-@functools.cache
-def has_bfloat16(kind: str) -> bool:
-    """Whether devices of this kind ("cpu", "cuda", "mps") compute in bfloat16; emulated, it would be slower than float32."""
-    if kind == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    if kind == "cpu":
+def has_bfloat16(device: torch.device | str) -> bool:
+    """Whether this very device computes in bfloat16; emulated, it would be slower than float32."""
+    device = torch.device(device)
+    if device.type == "cuda" and torch.cuda.is_available():
+        with torch.cuda.device(device):  # torch answers for the current one, and there may be GPUs of several kinds
+            return torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == "cpu":
         return any(getattr(torch.cpu, name, bool)() for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
     return False

@@ -41,7 +41,7 @@ def _full_precision(monkeypatch):
     from sightline.backbone import precision
 
     real = precision.has_bfloat16
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: kind != "cpu" and real(kind))
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: torch.device(device).type != "cpu" and real(device))
 
 
 @pytest.fixture(autouse=True)

@@ -38,7 +38,7 @@ from pathlib import Path
 
 import torch
 
-from sightline.backbone.precision import Precision, mixed
+from sightline.backbone.precision import Precision, computed_in
 from sightline.datasets.picture_data import default_workers
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
@@ -137,8 +137,7 @@ def text_table(rows: list[Row]) -> str:
 def machine(device: torch.device, precision: Precision = "auto") -> str:
     """One line: what it ran on, and in which numbers."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{_processor()} ({device.type})"
-    with mixed(device, precision):
-        kind = "bfloat16" if torch.is_autocast_enabled(device.type) else "float32"
+    kind = str(computed_in(device, precision)).removeprefix("torch.")
     python = platform.python_version()
     return f"{name}, {torch.get_num_threads()} threads, PyTorch {torch.__version__}, Python {python}, {kind}"
 

@@ -25,7 +25,7 @@ class Product(Model):
 @pytest.mark.parametrize("able", [True, False])
 @pytest.mark.parametrize(("asked", "half"), [("auto", None), ("bfloat16", True), ("float32", False)])
 def test_answers_are_computed_in_the_models_precision(able, asked, half, monkeypatch):
-    monkeypatch.setattr(precision, "has_bfloat16", lambda kind: able)
+    monkeypatch.setattr(precision, "has_bfloat16", lambda device: able)
     model = Product().train()
     model.precision = asked
     with answering(model):
@@ -41,6 +41,31 @@ def test_answers_are_computed_in_the_models_precision(able, asked, half, monkeyp
 def test_an_unknown_precision():
     with pytest.raises(ValueError, match="'half': auto, bfloat16 or float32"):
         mixed("cpu", "half")
+
+
+def test_each_gpu_is_asked_for_itself(monkeypatch):
+    """The current one may be of another kind than the one that a model is on."""
+    monkeypatch.undo()  # of the fixture under which all other tests run
+    current = []
+
+    class Device:
+        def __init__(self, device):
+            self.index = device.index
+
+        def __enter__(self):
+            current.append(self.index)
+
+        def __exit__(self, *_):
+            current.pop()
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: current == [1])
+    assert not precision.has_bfloat16("cuda:0")
+    assert precision.has_bfloat16(torch.device("cuda", 1))
+    assert precision.computed_in("cuda:0") == torch.float32
+    assert precision.computed_in("cuda:1") == torch.bfloat16
+    assert precision.computed_in("cuda:0", "bfloat16") == torch.bfloat16
 
 
 def test_what_this_machine_can(monkeypatch):
