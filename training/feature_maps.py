@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..backbone.model import evaluating
+from ..backbone.precision import computed_in, mixed
 from ..captioning.model import Captioner
 from ..datasets.detection import DetectionDataset, Loader, loader_for
 from ..datasets.structures import Batch
@@ -38,8 +39,8 @@ def cached_maps(
     """The map that a captioner looks at, of every picture, in evaluation mode; read from `folder` where they are there.
 
     The file's name is a hash of all that they follow from: the backbone's weights and form, which of its maps is looked at, the
-    pictures' content, how they are brought to size and normalised, and the kind of device, for on GPUs backbones run in
-    bfloat16 here as in captioning. So nothing stale is ever read.
+    pictures' content, how they are brought to size and normalised, the kind of device, and the numbers that it computes in, here
+    as in captioning. So nothing stale is ever read.
 
     Args:
         model: its backbone is frozen, and `model.resize` brings all pictures to one size.
@@ -99,8 +100,7 @@ def _blank(size: tuple[int, int]) -> Batch:
 def _maps(model: Captioner, batch: Batch) -> Tensor:
     """(B, C, h, w) float32 on the CPU."""
     batch = batch.to(model.normalize.mean.device)
-    kind = batch.images.device.type
-    with torch.autocast(kind, torch.bfloat16, enabled=kind == "cuda"):
+    with mixed(batch.images.device, model.precision):
         return model.maps(batch.images, batch.sizes).float().cpu()
 
 
@@ -112,7 +112,8 @@ def _key(model: Captioner, table: Table) -> str:
     """32 hexadecimal digits."""
     digest = hashlib.sha256()
     hash_pictures(digest, table)
-    form = (tuple(model.resize), model.layer, model.normalize.mean.device.type, repr(model.backbone))
-    digest.update(repr((FORMAT, *form)).encode())
+    device = model.normalize.mean.device
+    form = (tuple(model.resize), model.layer, repr(model.backbone))
+    digest.update(repr((FORMAT, device.type, computed_in(device, model.precision), *form)).encode())
     hash_tensors(digest, [*model.normalize.state_dict().items(), *model.backbone.state_dict().items()])
     return digest.hexdigest()[:32]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from ..backbone.model import evaluating
+from ..backbone.precision import computed_in, mixed
 from ..datasets.batching import frame_sizes
 from ..datasets.detection import DetectionDataset, Loader, loader_for
 from ..datasets.structures import Batch
@@ -41,8 +42,8 @@ def region_features(
     """The vectors that go into the last layers of `model`, of every proposal; read from `folder` where they are there.
 
     The file's name is a hash of all that they follow from: the weights below the last layers, the network's form and the
-    warp's settings, the pictures' content, how they are brought to size, the proposals, and the kind of
-    device, for on GPUs networks run in bfloat16 here as in detection. So nothing stale is ever read.
+    warp's settings, the pictures' content, how they are brought to size, the proposals, the kind of
+    device, and the numbers that it computes in, here as in detection. So nothing stale is ever read.
 
     Args:
         model: whose head gives vectors of regions: an `rcnn`.
@@ -73,8 +74,7 @@ def region_features(
 def _vectors(model: FastRCNN, batch: Batch) -> torch.Tensor:
     """(B, K, D) float32 on the CPU."""
     batch = batch.to(next(model.parameters()).device)
-    device = batch.images.device.type
-    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+    with mixed(batch.images.device, model.precision):
         outputs = model(*batch.inputs)
         most = int(outputs.valid.sum(dim=1).max())  # batches are padded to a multiple of 250
         return model.roi_heads.vectors(outputs.features, outputs.boxes[:, :most]).float().cpu()
@@ -98,9 +98,10 @@ def _key(model: FastRCNN, table: Table) -> str:
     hash_pictures(digest, table)
     for column in (table.regions.boxes, table.regions.offsets):
         digest.update(np.ascontiguousarray(column).tobytes())
-    device = next(model.parameters()).device.type
+    device = next(model.parameters()).device
     form = (repr(model.backbone), repr(model.roi_heads.pool))
-    digest.update(repr((FORMAT, tuple(model.resize), device, *form)).encode())
+    numbers = computed_in(device, model.precision)
+    digest.update(repr((FORMAT, tuple(model.resize), device.type, numbers, *form)).encode())
     tensors = model.state_dict().items()
     hash_tensors(digest, ((name, value) for name, value in tensors if not name.startswith(PREDICTOR)))
     return digest.hexdigest()[:32]

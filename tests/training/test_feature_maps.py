@@ -90,6 +90,16 @@ def test_another_layer(model, table, tmp_path):
     assert cached(model, table, tmp_path).shape == (7, 6, 8, 8)
 
 
+def test_they_are_computed_in_the_models_precision(model, table, tmp_path):
+    """Eight bits of a number instead of eleven."""
+    full = cached(model, table, tmp_path).astype(np.float32)
+    model.precision = "bfloat16"
+    half = cached(model, table, tmp_path).astype(np.float32)
+    assert np.array_equal(half, torch.from_numpy(half).bfloat16().float())
+    assert not np.array_equal(full, torch.from_numpy(full).bfloat16().float())
+    np.testing.assert_allclose(half, full, rtol=0.05, atol=0.05)
+
+
 def test_they_are_read_the_second_time(model, table, tmp_path, monkeypatch):
     first = cached(model, table, tmp_path)
     monkeypatch.setattr(feature_maps, "_maps", None)  # computing again would fail
@@ -132,7 +142,20 @@ def change_picture(model, table):
     os.utime(table.paths[3], ns=(date, date))  # as a copy that keeps dates has it
 
 
-CHANGES = [change_weight, change_statistics, change_mean, change_size, change_layer, change_form, change_picture]
+def change_precision(model, table):
+    model.precision = "bfloat16"
+
+
+CHANGES = [
+    change_weight,
+    change_statistics,
+    change_mean,
+    change_size,
+    change_layer,
+    change_form,
+    change_picture,
+    change_precision,
+]
 
 
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)

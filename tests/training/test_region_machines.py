@@ -215,6 +215,11 @@ def _other_boxes(model, table):
     return model, replace(table, regions=replace(table.regions, boxes=boxes))
 
 
+def _other_precision(model, table):
+    model.precision = "bfloat16"
+    return model, table
+
+
 def _other_resize(model, table):
     model.resize = (SIDE, SIDE + 1)
     return model, table
@@ -224,6 +229,7 @@ OTHERS = {
     "a weight": _other_weight,
     "a proposal": _other_boxes,
     "the pictures' size": _other_resize,
+    "the precision": _other_precision,
     "the context": lambda model, table: (tiny(table, context=4), table),
     "the mean": lambda model, table: (model.normalize.adopt((0.4, 0.4, 0.4), (0.2, 0.2, 0.2)), (model, table))[1],
     "the pictures": lambda model, table: (model, replace(table, paths=[p + "1" for p in table.paths])),
