@@ -8,6 +8,8 @@ Letters: N objects, M cells along a mask's side, H, W pixels of a picture, h, w 
 
 from __future__ import annotations
 
+import math
+
 import cv2
 import numpy as np
 import torch
@@ -15,21 +17,53 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SAMPLES = 4  # points along each side of a cell at which coverage is probed
+AT_ONCE = 2**26  # values held at a time, on a GPU, before they are compared with the threshold: 256 MB
 
 
-def to_pixels(masks: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Masks at a picture's resolution: (N, H, W) bool, true where a pixel's centre lies on the object.
+def to_pixels(masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float | None = 0.5) -> Tensor:
+    """Masks at a picture's resolution, each in a frame of its own, (N, H, W) on their device; 0 where they do not reach.
+
+    Each is stretched over its box, bilinearly between the centres of its cells, and read at the centres of pixels. Frames
+    are large: what is scored or written goes through `mask_encoding.from_compact`, without them.
 
     Args:
         masks: (N, M, M).
         boxes: (N, 4), xyxy; what sticks out of the picture is left out.
         size: (H, W).
+        threshold: gives bool, true from this value on; None gives the values themselves, float32.
     """
-    out = np.zeros((len(masks), *size), bool)
-    for picture, mask, box in zip(out, masks.numpy(), boxes.numpy(), strict=True):
+    if masks.device.type != "cpu":
+        return to_pixels_everywhere(masks, boxes, size, threshold=threshold)
+    # Unlike torch's, numpy's zeros cost nothing where nobody writes.
+    frames = np.zeros((len(masks), *size), np.float32 if threshold is None else bool)
+    for frame, mask, box in zip(frames, masks.float().numpy(), boxes.float().numpy(), strict=True):
         rows, columns = reach(box, size)
-        picture[rows, columns] = pixels(mask, box, rows, columns)
-    return torch.from_numpy(out)
+        shown = values(mask, box, rows, columns)
+        frame[rows, columns] = shown if threshold is None else shown >= threshold
+    return torch.from_numpy(frames)
+
+
+def to_pixels_everywhere(
+    masks: Tensor, boxes: Tensor, size: tuple[int, int], *, threshold: float | None = 0.5
+) -> Tensor:
+    """`to_pixels` in plain tensors, many masks and all pixels at a time: what a GPU is good at."""
+    frames = masks.new_empty((len(masks), *size), dtype=torch.float32 if threshold is None else torch.bool)
+    number, side = max(1, AT_ONCE // (size[0] * size[1])), masks.shape[-1]
+    for some, mask, box in zip(*(one.split(number) for one in (frames, masks.float(), boxes.float())), strict=True):
+        x0, y0, x1, y1 = box[..., None].unbind(1)
+        with torch.autocast(masks.device.type, enabled=False):
+            shown = _shares(y0, y1, size[0], side) @ mask @ _shares(x0, x1, size[1], side).mT
+        some.copy_(shown if threshold is None else shown >= threshold)
+    return frames
+
+
+def _shares(low: Tensor, high: Tensor, pixels: int, cells: int) -> Tensor:
+    """(N, pixels, cells), what each cell of masks stretched from low to high (N, 1) counts in each pixel; 0 outside."""
+    cell, centre = (torch.arange(n, device=low.device, dtype=low.dtype) for n in (cells, pixels))
+    centre = centre + 0.5
+    place = ((centre - low) * (cells / (high - low).clamp(min=1e-6)) - 0.5).clamp(0, cells - 1)
+    weights = (1 - (place[..., None] - cell).abs()).clamp(min=0)
+    return weights * ((centre >= low) & (centre <= high))[..., None]
 
 
 def reach(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
@@ -41,17 +75,54 @@ def reach(box: np.ndarray, size: tuple[int, int]) -> tuple[slice, slice]:
 
 def pixels(mask: np.ndarray, box: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
     """(h, w) bool, which pixels of these rows and columns have their centre on the object of `mask` (M, M) in `box`."""
-    size = max(columns.stop - columns.start, 0), max(rows.stop - rows.start, 0)
-    if 0 in size:
-        return np.zeros(size[::-1], bool)
-    x, y = (np.arange(s.start, s.stop, dtype=np.float32) + np.float32(0.5) for s in (columns, rows))
-    x, y = (x - box[0]) / (box[2] - box[0]), (y - box[1]) / (box[3] - box[1])
-    inside = ((y >= 0) & (y <= 1))[:, None] & ((x >= 0) & (x <= 1))
-    grid = np.empty((2, *size[::-1]), np.float32)  # OpenCV takes no broadcast array, and numpy is slow to make one
-    for cells, v in zip(grid, (x, y[:, None]), strict=True):
-        cells[:] = v * mask.shape[0] - np.float32(0.5)
-    values = cv2.remap(mask.astype(np.float32, copy=False), *grid, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return (values >= 0.5) & inside
+    return values(mask, box, rows, columns) >= 0.5
+
+
+def values(mask: np.ndarray, box: np.ndarray, rows: slice, columns: slice) -> np.ndarray:
+    """(h, w) float32, `mask` (M, M) float32 in `box` at the centres of these rows' and columns' pixels; 0 outside the box."""
+    # First along x, where there are few rows yet. No product of matrices: BLAS would start threads for each mask.
+    across = _stretched(mask.T, box[0], box[2], columns)
+    return _stretched(np.ascontiguousarray(across.T), box[1], box[3], rows)
+
+
+def _stretched(cells: np.ndarray, low: float, high: float, at: slice) -> np.ndarray:
+    """(n, K): of rows (M, K) stretched from low to high what lies at the centres of the pixels `at`; 0 outside."""
+    low, high = float(low), float(high)
+    scale = len(cells) / max(high - low, 1e-6)
+    place = np.arange(at.start, at.stop, dtype=np.float32)
+    place += 0.5 - low
+    place *= scale
+    place -= 0.5
+    np.maximum(place, 0, out=place)
+    before = place.astype(np.intp)
+    place -= before
+    lower = cells.take(before, axis=0, mode="clip")  # behind the last row's middle that row goes on
+    found = cells.take(before + 1, axis=0, mode="clip")
+    found -= lower
+    found *= place[:, None]
+    found += lower
+    found[: max(math.ceil(low - 0.5) - at.start, 0)] = 0
+    found[max(math.floor(high + 0.5) - at.start, 0) :] = 0
+    return found
+
+
+def whole_pixels(masks: Tensor, boxes: Tensor) -> tuple[Tensor, Tensor]:
+    """Masks with a border of one empty cell, and boxes that have grown with them and been cut to whole pixels.
+
+    `to_pixels(*whole_pixels(masks, boxes), size)` equals torchvision's `paste_masks_in_image`, and is for comparison with it:
+    small objects change by it.
+
+    Args:
+        masks: (N, M, M).
+        boxes: (N, 4), xyxy in pixels.
+
+    Returns:
+        (N, M + 2, M + 2) and (N, 4).
+    """
+    low, high = boxes[:, :2], boxes[:, 2:]
+    half, centre = (high - low) * 0.5 * ((masks.shape[-1] + 2) / masks.shape[-1]), (low + high) * 0.5
+    low, high = (centre - half).trunc(), (centre + half).trunc() + 1
+    return F.pad(masks, (1, 1, 1, 1)), torch.cat([low, torch.maximum(high, low + 1)], dim=1)
 
 
 def from_pixels(picture: np.ndarray, box: np.ndarray, side: int) -> np.ndarray:

@@ -11,6 +11,7 @@ from torchvision import models
 from sightline.backbone import load_weights
 from sightline.backbone.model import Model
 from sightline.backbone.protocol import IMAGENET_MEAN, IMAGENET_STD
+from sightline.datasets.masks import to_pixels
 from sightline.datasets.structures import Instances
 from sightline.datasets.table import DataError, nearest
 from sightline.detectors import Detector
@@ -18,7 +19,6 @@ from sightline.detectors.coco_names import COCO_91
 from sightline.segmentation import Segmenter
 from sightline.segmentation.fcn_resnet import COCO_RESIZE, VOC_21
 from sightline.segmentation.model import Outputs
-from sightline.segmentation.pasting import paste
 from sightline.tools import model_names
 from sightline.tools.model_names import Kind
 
@@ -150,7 +150,7 @@ def dictionaries(targets: Instances, frame: tuple[int, int]) -> list[dict[str, T
 def _dictionary(objects: Instances, frame: tuple[int, int]) -> dict[str, Tensor]:
     target = {"boxes": objects.boxes, "labels": objects.labels + 1}
     if objects.masks is not None:
-        target["masks"] = paste(objects.masks, objects.boxes, frame, threshold=0.5).to(torch.uint8)
+        target["masks"] = to_pixels(objects.masks, objects.boxes, frame).to(torch.uint8)
     return target
 
 

@@ -15,11 +15,10 @@ from torchvision.ops import box_iou
 
 from sightline.backbone.sources import SOURCES
 from sightline.datasets import shapes
-from sightline.datasets.masks import from_pixels
+from sightline.datasets.masks import from_pixels, to_pixels, whole_pixels
 from sightline.datasets.structures import Instances
 from sightline.detectors.assignment import Samples
 from sightline.segmentation import INSTANCE_SEGMENTERS, load, mask_rcnn, mask_rcnn_v2, save
-from sightline.segmentation.pasting import paste, whole_pixels
 
 CLASSES = 3
 NAMES = {"loss_objectness", "loss_rpn_box", "loss_cls", "loss_box", "loss_mask"}
@@ -166,7 +165,7 @@ def test_same_boxes_scores_and_masks(pair):
         assert theirs.std() > 0.2  # neither saturated nor flat
         torch.testing.assert_close(masks, theirs, rtol=0, atol=1e-5)
         size = tuple(pictures[i].shape[1:])
-        frames = paste(*whole_pixels(masks, wanted["boxes"][settled]), size)
+        frames = to_pixels(*whole_pixels(masks, wanted["boxes"][settled]), size, threshold=None)
         torch.testing.assert_close(frames, wanted["masks"][settled, 0].float(), rtol=0, atol=1e-4)
 
 
@@ -469,7 +468,7 @@ def test_predict_gives_masks_in_the_pictures_pixels():
     (found,) = model.predict(shapes.draw(0, 0, 100).image, score=0.0)
     assert len(found)
     assert found.masks.shape == (len(found), 28, 28)
-    assert paste(found.masks, found.boxes, (100, 100), threshold=0.5).shape == (len(found), 100, 100)
+    assert to_pixels(found.masks, found.boxes, (100, 100)).shape == (len(found), 100, 100)
 
 
 @pytest.mark.parametrize("builder", INSTANCE_SEGMENTERS.values())
@@ -503,6 +502,6 @@ def test_learns_the_masks_of_a_picture():
     assert len(found) == len(boxes)
     partner = box_iou(boxes, found.boxes).argmax(dim=1)
     assert torch.equal(found.labels[partner], torch.from_numpy(picture.labels))
-    drawn = paste(found.masks, found.boxes, (96, 96), threshold=0.5)[partner]
+    drawn = to_pixels(found.masks, found.boxes, (96, 96))[partner]
     ious = (drawn & whole.bool()).sum((1, 2)) / (drawn | whole.bool()).sum((1, 2))
     assert ious.min() > 0.8

@@ -1,14 +1,14 @@
-"""Masks in their picture against torchvision's loop and against the reading of true masks; all ways give the same."""
+"""Masks at their picture's resolution against torchvision's loop and a slow one; all ways give the same."""
 
 import pytest
 import torch
 from torchvision.models.detection.roi_heads import paste_masks_in_image
 
-from sightline.datasets.masks import from_pixels, to_pixels
-from sightline.segmentation.pasting import paste, paste_everywhere, whole_pixels
+from sightline.datasets.mask_encoding import from_compact
+from sightline.datasets.masks import from_pixels, to_pixels, to_pixels_everywhere, whole_pixels
 
 SIZE = (60, 90)
-WAYS = {"in windows": paste, "everywhere": paste_everywhere}
+WAYS = {"in windows": to_pixels, "everywhere": to_pixels_everywhere}
 
 
 def boxes_within(number, size=SIZE):
@@ -43,7 +43,7 @@ def test_whole_pixels_are_torchvisions(name, way):
     boxes, side = CASES[name]
     masks = smooth(len(boxes), side)
     expected = paste_masks_in_image(masks[:, None], boxes, SIZE)[:, 0]
-    found = WAYS[way](*whole_pixels(masks, boxes), SIZE)
+    found = WAYS[way](*whole_pixels(masks, boxes), SIZE, threshold=None)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-5)
 
@@ -72,37 +72,37 @@ def slow(mask, box, size):
 def test_values_are_bilinear_between_centres_of_cells(way):
     boxes, masks = boxes_within(4, (12, 17)), torch.rand(4, 5, 5)
     expected = torch.stack([slow(mask, box, (12, 17)) for mask, box in zip(masks, boxes, strict=True)])
-    torch.testing.assert_close(WAYS[way](masks, boxes, (12, 17)), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(WAYS[way](masks, boxes, (12, 17), threshold=None), expected, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("way", WAYS)
-def test_predictions_are_read_as_truth_is(name, way):
-    """`datasets.masks.to_pixels` reads positions to 1/32 of a cell, so pixels on the very edge may differ."""
+def test_what_is_scored_and_written_is_the_same(name):
+    """To the pixel, also where a pixel's value is next to the threshold."""
     boxes, side = CASES[name]
     masks = smooth(len(boxes), side)
-    shown, values = to_pixels(masks, boxes, SIZE), WAYS[way](masks, boxes, SIZE)
-    sure = (values - 0.5).abs() > 0.02
-    assert torch.equal((values >= 0.5)[sure], shown[sure])
-    assert sure.float().mean() > 0.97
+    shown, drawn = to_pixels(masks, boxes, SIZE), from_compact(masks.numpy(), boxes.numpy(), [SIZE] * len(boxes))
+    assert torch.equal(shown, to_pixels(masks, boxes, SIZE, threshold=None) >= 0.5)
+    for k in range(len(boxes)):
+        assert torch.equal(torch.from_numpy(drawn.pixels(k)) > 0, shown[k])
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_every_way_says_the_same(name):
     boxes, side = CASES[name]
     masks = smooth(len(boxes), side)
-    values = paste(masks, boxes, SIZE)
-    torch.testing.assert_close(paste_everywhere(masks, boxes, SIZE), values, rtol=0, atol=1e-5)
-    own = paste(masks, boxes, SIZE, threshold=0.4)
+    values = to_pixels(masks, boxes, SIZE, threshold=None)
+    everywhere = to_pixels_everywhere(masks, boxes, SIZE, threshold=None)
+    torch.testing.assert_close(everywhere, values, rtol=0, atol=1e-5)
+    own = to_pixels(masks, boxes, SIZE, threshold=0.4)
     assert own.dtype == torch.bool
     assert torch.equal(own, values >= 0.4)
 
 
 def test_chunks_change_nothing(monkeypatch):
     masks, boxes = smooth(7, 28), boxes_within(7)
-    expected = paste_everywhere(masks, boxes, SIZE)
-    monkeypatch.setattr("sightline.segmentation.pasting.AT_ONCE", 2 * SIZE[0] * SIZE[1])
-    assert torch.equal(paste_everywhere(masks, boxes, SIZE), expected)
+    expected = to_pixels_everywhere(masks, boxes, SIZE)
+    monkeypatch.setattr("sightline.datasets.masks.AT_ONCE", 2 * SIZE[0] * SIZE[1])
+    assert torch.equal(to_pixels_everywhere(masks, boxes, SIZE), expected)
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -116,8 +116,8 @@ def test_no_masks(way, threshold):
 @pytest.mark.parametrize("way", WAYS)
 def test_masks_of_any_type_are_read_in_float32(dtype, way):
     masks, boxes = smooth(3, 28).to(dtype), boxes_within(3)
-    found = WAYS[way](masks, boxes, SIZE)
-    torch.testing.assert_close(found, WAYS[way](masks.float(), boxes, SIZE), rtol=0, atol=1e-6)
+    found, expected = (WAYS[way](some, boxes, SIZE, threshold=None) for some in (masks, masks.float()))
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
 
 def test_small_objects_come_back_whole():
@@ -132,8 +132,8 @@ def test_small_objects_come_back_whole():
     boxes = torch.tensor(boxes, dtype=torch.float32)
     masks = [from_pixels(disc.numpy(), box.numpy(), 28) for disc, box in zip(discs, boxes, strict=True)]
     masks = torch.stack([torch.from_numpy(mask) for mask in masks])
-    ours = paste(masks, boxes, (40, 40), threshold=0.5)
-    theirs = paste(*whole_pixels(masks, boxes), (40, 40), threshold=0.5)
+    ours = to_pixels(masks, boxes, (40, 40))
+    theirs = to_pixels(*whole_pixels(masks, boxes), (40, 40))
     ious = [((p & discs).sum((1, 2)) / (p | discs).sum((1, 2))).mean() for p in (ours, theirs)]
     assert ious[0] > 0.99
     assert ious[1] < 0.85
