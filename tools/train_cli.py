@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import warnings
 from collections.abc import Callable
@@ -64,7 +65,7 @@ class TrainCLI(LightningCLI):
         *,
         prepare: Callable[[Any], None] | None = None,
     ) -> None:
-        self._folder, self._prepare = folder, prepare
+        self._folder, self._prepare, self._arguments = folder, prepare, arguments
         warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter.*")
         warnings.filterwarnings("ignore", message=".*in eval mode at the start of training.*")  # frozen batch norms
         super().__init__(
@@ -105,6 +106,21 @@ class TrainCLI(LightningCLI):
     def fit_to_data(self, arguments: Namespace) -> None:
         """Changes the builder's arguments to what the data ask for."""
         raise NotImplementedError
+
+    def fit_classes(self, arguments: Namespace) -> None:
+        """As many classes as the data have. A file's number is that of the data of its time, and gives way without a word.
+
+        Raises:
+            DataError: the command line gives another number.
+        """
+        given, data = arguments.num_classes, self._data
+        option = re.compile(rf"(--model\.{self.NETWORK}\.(init_args\.)?num_classes)(=.*)?")
+        named = [match[1] for match in map(option.fullmatch, self._arguments) if match]
+        if named and given != data.num_classes:
+            raise DataError(
+                f"{named[-1]} {given}: the data have {data.num_classes} categories, for which the network is built: leave it out"
+            )
+        arguments.num_classes = data.num_classes
 
     def check(self) -> None:
         """Raises a `DataError` where options do not go together, before anything is made; data and network are there."""

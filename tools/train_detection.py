@@ -26,9 +26,9 @@ class DetectionCLI(TrainCLI):
     MODULE, DATA, NETWORK = DetectionTraining, DetectionData, "detector"
 
     def fit_to_data(self, arguments: Namespace) -> None:
-        """As many classes as the data have."""
+        """See `TrainCLI.fit_classes`."""
         if "num_classes" in arguments:  # what learns without labels has none
-            arguments.num_classes = self._data.num_classes
+            self.fit_classes(arguments)
 
     def check(self) -> None:
         """See `TrainCLI.check`; also tells the data where the network wants to look."""

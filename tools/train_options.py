@@ -7,7 +7,8 @@ import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, is_dataclass
-from typing import Any, Literal, get_args
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
@@ -129,13 +130,16 @@ class Parser(LightningArgumentParser):
         for option in unknown:
             close = difflib.get_close_matches("--" + option.lstrip("-"), known, n=1)
             message += f"\n  did you mean {close[0]}?" if close else ""
-        raise DataError(self._field_refused(text) or message.strip())
+        raise DataError(self._refused(text) or message.strip())
 
-    def _field_refused(self, text: str) -> str | None:
-        """One line in place of jsonargparse's several where what is made of parts has no such part."""
+    def _refused(self, text: str) -> str | None:
+        """One line in place of jsonargparse's several: an option of a few words, or of parts, has no such word or part."""
         key, part = re.search(r'Parser key "([\w.]+)"', text), re.search(r"Option '(\w+)' is not accepted", text)
         action = key and next((action for action in self._actions if action.dest == key[1]), None)
-        parts = inits_of(getattr(action, "_typehint", None))
+        hint, given = getattr(action, "_typehint", None), re.findall(r"(?:Given|Got) value: (.*)", text)
+        if key and given and (words := words_of(hint)):
+            return f"--{key[1]} must be one of {', '.join(words)}, got {given[-1]!r}{nearest(given[-1], words)}"
+        parts = inits_of(hint)
         if key and part and key[1] in BUILT:
             return f"--{key[1]} is built with no {part[1]!r}{nearest(part[1], _builder_arguments(BUILT[key[1]]))}"
         if not (part and parts):
@@ -160,3 +164,13 @@ def inits_of(hint: Any) -> list[str]:
     """The names of what a dataclass is made from, of a hint such as `Mixing | None`; none of any other hint."""
     classes = [one for one in get_args(hint) if is_dataclass(one)]
     return [part.name for part in fields(classes[0]) if part.init] if classes else []
+
+
+def words_of(hint: Any) -> list[str]:
+    """What may be written, of a hint of words alone such as `Literal["svm", "softmax"] | None`; nothing of any other hint."""
+    several = get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]
+    choices = [one for one in several if one is not NoneType]
+    if any(get_origin(one) is not Literal for one in choices):
+        return []
+    words = list(dict.fromkeys(str(word) for one in choices for word in get_args(one)))
+    return [*words, "null"] if NoneType in several else words

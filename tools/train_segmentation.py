@@ -18,8 +18,8 @@ class SegmentationCLI(TrainCLI):
     MODULE, DATA, NETWORK = SegmentationTraining, SegmentationData, "segmenter"
 
     def fit_to_data(self, arguments: Namespace) -> None:
-        """As many categories as the data have."""
-        arguments.num_classes = self._data.num_classes
+        """See `TrainCLI.fit_classes`."""
+        self.fit_classes(arguments)
 
     def check(self) -> None:
         """See `TrainCLI.check`."""

@@ -299,6 +299,14 @@ MISTAKES = {
         ["yolox_nano", "--data.augment", "{flipp: 1}"],
         "--data.augment has no 'flipp'; did you mean 'flip'?; it has flip",
     ),
+    "a word among few": (
+        ["--run.linear", "svn"],
+        "--run.linear must be one of svm, softmax, null, got 'svn'; did you mean 'svm'?",
+    ),
+    "a number of classes that the data do not have": (
+        [*QUICK, "--model.detector.init_args.num_classes", "20"],
+        "--model.detector.init_args.num_classes 20: the data have 6 categories",
+    ),
     "two in place of training": (["--run.overfit", "true", "--run.find_rate", "true"], "ask for one of them"),
     "linear model of a detector": ([*QUICK, "--run.linear", "svm"], "last layer of a classifier; FasterRCNN is none"),
     "machines of a detector": ([*QUICK, "--run.machines", "true"], "for R-CNN, which looks at one region at a time"),

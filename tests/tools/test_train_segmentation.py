@@ -120,6 +120,13 @@ def test_a_segmenter_s_backbone_serves_another_model(unscored):
         (["--run.linear", "svm"], "--run.linear is for detectors and classifiers, not for label maps: leave it out"),
         ([f"{BUILDER}.head_widht", "16"], "'head_widht'; did you mean 'head_width'"),
         ([f"{BUILDER}.loss", "lovas"], "no loss 'lovas' of label maps; did you mean 'lovasz'"),
+        (
+            ["--model.class_weights", "median_frequenzy"],
+            "--model.class_weights must be one of median_frequency, null, got 'median_frequenzy'; "
+            "did you mean 'median_frequency'?",
+        ),
+        ([f"{BUILDER}.num_classes", "21"], f"{BUILDER}.num_classes 21: the data have 7 categories, for which"),
+        (["--model.segmenter.num_classes=5"], "--model.segmenter.num_classes 5: the data have 7 categories"),
         (["--alternating"], "makes another kind of model: leave --alternating out"),
         (["--data.augment.scale", "[2,1]"], "0 < low <= high"),
     ],
@@ -129,6 +136,17 @@ def test_mistakes_stop_before_a_folder_is_made(options, message):
         train(*QUICK, *options)
     assert message in str(caught.value)
     assert not Path("runs").exists()
+
+
+def test_a_configuration_s_number_of_classes_is_that_of_its_own_data(unscored, capsys):
+    """A run's configuration serves other data; and the data's own number may be said."""
+    with pytest.raises(SystemExit):
+        train(*QUICK, "--print_config")
+    Path("other.yaml").write_text(capsys.readouterr().out.replace("num_classes: 21", "num_classes: 3"))
+    assert "num_classes: 3\n" in Path("other.yaml").read_text()
+    assert train("other.yaml", f"{BUILDER}.num_classes", "7", "--trainer.max_epochs", "0") == 0
+    assert train("other.yaml", "--trainer.max_epochs", "0") == 0
+    assert len(load("runs/other/2/checkpoints/best.ckpt", device="cpu").categories) == 7
 
 
 def test_masks_are_not_learnt_from_boxes(tmp_path):
