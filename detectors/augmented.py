@@ -1,8 +1,8 @@
 """Test-time augmentation: a trained model looks at a picture at several scales and mirrored, and its answers become one.
 
 Every view of a picture, one scale with or without a flip, is a member of an ensemble: boxes are mapped back to the picture
-and fused by weighted boxes fusion, classifiers' probabilities averaged (`ensemble.py`). So any detector can be augmented,
-one with a proposer and an ensemble too, and nothing is known here of any of them.
+and fused by weighted boxes fusion, masks with them, and classifiers' probabilities averaged (`ensemble.py`). So any detector
+can be augmented, one with a proposer and an ensemble too, and nothing is known here of any of them.
 
     model = augmented(load("best.ckpt"), scales=(0.75, 1, 1.25), flip=True)     # six views
     model.predict("street.jpg")

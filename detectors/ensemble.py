@@ -8,7 +8,9 @@ Boxes: weighted boxes fusion (Solovyev et al. 2019, https://arxiv.org/abs/1910.1
   them is a worse box with a lower score: fusing YOLOX-nano with nobody else cost 0.019 of its AP on COCO's pictures.
 - Boxes are one object from an IoU of 0.65 on (in the paper 0.55), which is where YOLOX's own suppression stands.
 
-Letters: B images, M models, D detections of an image by one model, K = M * D of them together.
+Masks, which the paper does not have, are averaged like the boxes, each where its own box lies in the picture.
+
+Letters: B images, M models, D detections of an image by one model, K = M * D of them together, S cells along a mask's side.
 """
 
 from __future__ import annotations
@@ -17,8 +19,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..datasets.masks import recrop
 from ..datasets.structures import Instances
 from .boxes import iou
 from .classification import whole_pictures
@@ -89,6 +93,9 @@ class DetectorEnsemble(Ensemble):
         pooled = Instances(*(torch.cat(parts, dim=1) for parts in zip(*map(_columns, found), strict=True)))
         if all(part.landmarks is not None for part in found):
             pooled.landmarks = torch.cat([part.landmarks for part in found], dim=1)
+        if all(part.masks is not None for part in found):
+            side = max(part.masks.shape[-1] for part in found)
+            pooled.masks = torch.cat([_of_side(part.masks, side) for part in found], dim=1)
         members = torch.cat([torch.full_like(part.labels, m) for m, part in enumerate(found)], dim=1)
         return fuse(pooled, members, models=len(found), most=max(part.labels.shape[1] for part in found))
 
@@ -97,12 +104,18 @@ def _columns(instances: Instances) -> tuple[Tensor, Tensor, Tensor]:
     return instances.boxes, instances.labels, instances.scores
 
 
+def _of_side(masks: Tensor, side: int) -> Tensor:
+    """Masks (B, D, S, S) with `side` cells a side."""
+    return masks if masks.shape[-1] == side else F.interpolate(masks, size=(side, side), mode="bilinear")
+
+
 def fuse(pooled: Instances, members: Tensor, *, models: int, most: int) -> Instances:
     """Detections of several models as one set.
 
     The best detection of a label and those that overlap it are one cluster, and so on with what is left; of each model the
     best in a cluster counts. A cluster's box (and landmarks) is the mean of those, weighted by their scores; its score is
-    their mean over all models, 0 of those that have none (the paper's equations 1 to 5).
+    their mean over all models, 0 of those that have none (the paper's equations 1 to 5). A cluster's mask is the mean, by the
+    same weights, of theirs as they lie in the picture, each 0 outside its own box: what the greater part of them covers.
 
     Args:
         pooled: (B, K), in any order, label -1 as padding.
@@ -120,14 +133,21 @@ def fuse(pooled: Instances, members: Tensor, *, models: int, most: int) -> Insta
     total = weights.sum(dim=-1)
     shares = weights / total.clamp(min=torch.finfo(total.dtype).tiny)[..., None]
     scores, best = (total / models).topk(min(most, total.shape[1]), dim=1)
-    known = scores > 0
-    labels = torch.where(known, pooled.labels[each, best], -1)
-    landmarks = pooled.landmarks
+    labels, shares = torch.where(scores > 0, pooled.labels[each, best], -1), shares[each, best]
+    landmarks, masks = pooled.landmarks, pooled.masks
     with torch.autocast(shares.device.type, enabled=False):  # in half precision products lose whole pixels
-        boxes = (shares @ pooled.boxes)[each, best]
+        boxes = shares @ pooled.boxes
         if landmarks is not None:
-            landmarks = torch.einsum("bij,bjpc->bipc", shares, landmarks.nan_to_num())[each, best]
-    return Instances(boxes, labels, scores, landmarks=landmarks)
+            landmarks = torch.einsum("bij,bjpc->bipc", shares, landmarks.nan_to_num())
+        if masks is not None:
+            masks = torch.einsum("bij,bjyx->biyx", shares, _moved(pooled, boxes[each, shares.argmax(dim=1)]))
+    return Instances(boxes, labels, scores, masks, landmarks=landmarks)
+
+
+def _moved(pooled: Instances, boxes: Tensor) -> Tensor:
+    """(B, K, S, S), the masks within other boxes (B, K, 4), in the same pixels; 0 of boxes without area."""
+    old, new, masks = pooled.boxes.flatten(0, 1), boxes.flatten(0, 1), pooled.masks.flatten(0, 1)
+    return recrop(masks.to(old.dtype), old, new).nan_to_num().view_as(pooled.masks)
 
 
 def _clusters(pooled: Instances, members: Tensor) -> Tensor:

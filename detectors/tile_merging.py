@@ -14,10 +14,13 @@ category:
 4. A cut box that lies mostly (`COVER`) in a better one is a part of it, and goes. (By the share of its own area, since the
    IoU of a part and the whole is small. A whole box stays: an object may well lie within another.)
 
+Masks go where their boxes go. Parts that are joined cover together what any of them covers, in as many cells as each of them
+had: the mask of an object of many tiles is coarse.
+
 Joining without the last two conditions of rule 2 makes large boxes of what tiles found with little confidence: on COCO's
 pictures, cut to tiles of 320 pixels, it brought YOLOX-nano from AP 0.313 to 0.293.
 
-Letters: T tiles, K boxes, C cut ones of them, P pairs.
+Letters: T tiles, K boxes, C cut ones of them, P pairs, S cells along a mask's side.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
+from ..datasets.masks import recrop
 from ..datasets.structures import Instances
 from .boxes import area, intersection, iou
 from .ensemble import IOU
@@ -47,12 +51,13 @@ def merge_tiles(found: Sequence[Instances], tiles: Tensor) -> Instances:
     """The objects of one picture, best first, by the rules above.
 
     Args:
-        found: boxes, labels and scores found in each of T tiles, in its own pixels, on the CPU.
+        found: boxes, labels, scores and perhaps masks found in each of T tiles, in its own pixels, on the CPU.
         tiles: (T, 4) int64, xyxy in the picture's pixels, which they cover together; the whole picture may be one.
     """
     tile = torch.arange(len(tiles)).repeat_interleave(torch.tensor([len(part) for part in found]))  # (K,)
     boxes = torch.cat([part.boxes for part in found]) + tiles[tile, :2].repeat(1, 2)
-    pooled = Instances(boxes, *(torch.cat([getattr(part, name) for part in found]) for name in ("labels", "scores")))
+    names = ("labels", "scores") if found[0].masks is None else ("labels", "scores", "masks")
+    pooled = Instances(boxes, *(torch.cat([getattr(part, name) for part in found]) for name in names))
     if not len(pooled):
         return pooled
     sides = _cut_sides(boxes, tiles[tile], tiles[:, 2:].amax(dim=0))
@@ -138,7 +143,7 @@ def _mutual(pairs: Tensor, agreement: Tensor, scores: Tensor, tile: Tensor) -> T
 
 
 def _as_one(pooled: Instances, cut: Tensor, number: Tensor) -> tuple[Instances, Tensor]:
-    """The objects that `number` (K,) counts, and whether they are cut; of several parts the box around them."""
+    """The objects that `number` (K,) counts, and whether they are cut; of several parts the box around them, and all masks."""
     count = int(number.max()) + 1
     both = number[:, None].expand(-1, 2)
     low = torch.full((count, 2), torch.inf).scatter_reduce(0, both, pooled.boxes[:, :2], "amin")
@@ -146,6 +151,10 @@ def _as_one(pooled: Instances, cut: Tensor, number: Tensor) -> tuple[Instances, 
     labels = torch.zeros(count, dtype=torch.int64).scatter(0, number, pooled.labels)
     scores = torch.zeros(count).scatter_reduce(0, number, pooled.scores, "amax")
     whole = Instances(torch.cat([low, high], dim=1), labels, scores)
+    if pooled.masks is not None:
+        parts = recrop(pooled.masks, pooled.boxes, whole.boxes[number])
+        places = number[:, None, None].expand_as(parts)
+        whole.masks = torch.zeros(count, *parts.shape[1:]).scatter_reduce(0, places, parts, "amax")
     return whole, torch.zeros(count, dtype=torch.bool).scatter(0, number, cut)
 
 

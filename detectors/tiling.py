@@ -22,6 +22,8 @@ from .inference import find, find_each
 from .model import Detector
 from .tile_merging import merge_tiles
 
+TASKS = ("detection", "instance_segmentation")  # of models that answer with many objects, wherever they are
+
 
 @dataclass(frozen=True)
 class Tiling:
@@ -63,19 +65,19 @@ def find_tiled(
     """The objects in one large picture, looked for in tiles and in the whole picture.
 
     Args:
-        model: a detector of boxes; each tile is resized as it resizes any picture.
+        model: a detector of many objects, with masks or without; each tile is resized as it resizes any picture.
         image: (3, H, W) uint8 RGB.
         tile: see `Tiling`, also for `overlap`.
         score: the least score of a detection, in its tile.
         batch_size: tiles at a time.
 
     Returns:
-        Boxes, labels and scores in the picture's pixels on the CPU, best first.
+        Boxes, labels, scores, and masks where the model gives them, in the picture's pixels on the CPU, best first.
 
     Raises:
         ValueError: the model answers for whole pictures, or a tiling that cannot be.
     """
-    if model.task != "detection":
+    if model.task not in TASKS:
         raise ValueError(f"tiles are for detectors of many objects; this model is made for {model.task}")
     tiles = Tiling(tile, overlap).tiles(*image.shape[1:])
     found = [find(model, image, score=score)]

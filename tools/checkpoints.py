@@ -14,7 +14,7 @@ from sightline.backbone.precision import Precision
 from sightline.datasets.table import DataError
 from sightline.detectors import Detector, augmented, ensemble
 from sightline.detectors.averaging import average_with
-from sightline.detectors.tiling import Tiling
+from sightline.detectors.tiling import TASKS, Tiling
 from sightline.detectors.truncated_svd import head_cost, truncate_head
 from sightline.segmentation import Segmenter, windowed
 from sightline.segmentation import augmented as augmented_segmenter
@@ -69,7 +69,7 @@ def add_tile_options(parser: argparse.ArgumentParser) -> None:
         "--tiles",
         type=positive,
         metavar="N",
-        help="look at each picture in tiles of N pixels a side (for boxes at the whole, too)",
+        help="look at each picture in tiles of N pixels a side (for objects at the whole, too)",
     )
     parser.add_argument(
         "--overlap",
@@ -88,9 +88,9 @@ def tiling_of(arguments: argparse.Namespace, model: Detector) -> Tiling | None:
     _require_tiles(arguments)
     if arguments.tiles is None:
         return None
-    if model.task != "detection":
+    if model.task not in TASKS:
         raise DataError(
-            f"--tiles is for detectors of boxes and for label maps; {arguments.checkpoint} is made for "
+            f"--tiles is for models of many objects and for label maps; {arguments.checkpoint} is made for "
             f"{task_of(model)}: leave --tiles out"
         )
     return Tiling(arguments.tiles) if arguments.overlap is None else Tiling(arguments.tiles, arguments.overlap)
@@ -162,7 +162,6 @@ def _together(arguments: argparse.Namespace, device: torch.device) -> Detector:
     model = _truncated(model, arguments.svd, arguments.checkpoint)
     if not arguments.ensemble:
         return model
-    _require_boxes(model, arguments, "--ensemble")
     others = [_truncated(trained(path, device), arguments.svd, path) for path in arguments.ensemble]
     try:
         return ensemble([model, *others]).eval()
@@ -187,19 +186,10 @@ def _truncated(model: Detector, ranks: list[int] | None, path: str) -> Detector:
     return smaller
 
 
-def _require_boxes(model: Detector, arguments: argparse.Namespace, names: str) -> None:
-    if model.task == "instance_segmentation":
-        raise DataError(
-            f"{arguments.checkpoint} gives objects with masks, and of several answers boxes alone can be fused: "
-            f"leave out {names}"
-        )
-
-
 def _augmented(model: Detector, arguments: argparse.Namespace) -> Detector:
     scales = arguments.multiscale or [1.0]
     if scales == [1.0] and not (arguments.flip or arguments.upturn):
         return model
-    _require_boxes(model, arguments, "--multiscale, --flip and --upturn")
     try:
         return augmented(model, scales=scales, flip=arguments.flip, upturn=arguments.upturn)
     except ValueError as error:

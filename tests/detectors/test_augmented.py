@@ -4,12 +4,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sightline.datasets.masks import from_pixels, to_pixels
 from sightline.datasets.proposals import Boxes, Proposer
 from sightline.datasets.structures import Instances
 from sightline.detectors import augmented, autoencoder, classifier, ensemble, faster_rcnn, localization
 from sightline.detectors.augmented import View
 from sightline.detectors.inference import find
 from sightline.detectors.model import Detector
+from sightline.segmentation import mask_rcnn
 
 
 class BrightFinder(Detector):
@@ -138,6 +140,54 @@ def test_there_and_back(scale, flipped, upturned):
     back = view.back(there, sizes)
     torch.testing.assert_close(back.boxes, boxes, rtol=0, atol=1e-4)
     assert torch.equal(back.masks, masks)
+
+
+@pytest.mark.parametrize("options", [{"flip": True}, {"flip": True, "upturn": True}], ids=str)
+@torch.inference_mode()
+def test_a_mirrored_picture_has_mirrored_masks(options):
+    """Both are among the looks, so what is found of the one is what is found of the other, mirrored."""
+    model = mask_rcnn(
+        "resnet10_narrow_fpn", 3, norm="group", anchor_sizes=((16,), (32,), (64,), (96,)), proposals=20,
+        detections=7, head_width=16, mask_width=8, mask_layers=1,
+    ).eval()  # fmt: skip
+    together, mirror, (images, sizes, _) = augmented(model, **options), View(model, flipped=True), pictures()
+    plain, other = together.detect(images, sizes), together.detect(mirror.picture(images, sizes), sizes)
+    assert (plain.labels >= 0).any()
+    assert plain.masks.shape == (2, 7, 28, 28)
+    other = mirror.back(other, sizes)
+    for column in ("labels", "scores", "masks"):
+        torch.testing.assert_close(getattr(other, column), getattr(plain, column), rtol=0, atol=1e-4)
+    present = plain.labels >= 0
+    torch.testing.assert_close(other.boxes[present], plain.boxes[present], rtol=0, atol=1e-3)
+    assert not torch.allclose(plain.masks[present], plain.masks[present].flip(-1), atol=1e-2)
+
+
+def test_masks_are_where_the_objects_are():
+    """Every look sees the same slopes, which are no mirror images of themselves."""
+    images, sizes, _ = pictures()
+    images = torch.where(torch.ones(64, 96).tril().bool(), images, 0).to(torch.uint8)
+    plain = ShapeFinder().detect(images, sizes)
+    found = augmented(ShapeFinder(), flip=True, upturn=True).detect(images, sizes)
+    for i, size in enumerate(sizes.tolist()):
+        one, several = plain[i], found[i]
+        several = several[several.labels.argsort()]
+        shown, expected = (to_pixels(each.masks, each.boxes, size) for each in (several, one))
+        assert len(shown) == len(expected) > 0
+        assert ((shown & expected).sum((1, 2)) / (shown | expected).sum((1, 2))).min() > 0.99
+
+
+class ShapeFinder(BrightFinder):
+    """A `BrightFinder` that gives masks: which pixels of the box are bright."""
+
+    task = "instance_segmentation"
+
+    def decode(self, bright, sizes):
+        found = super().decode(bright, sizes)
+        masks = torch.zeros(*found.labels.shape, 32, 32)
+        for i, k in (found.labels >= 0).nonzero().tolist():
+            masks[i, k] = torch.from_numpy(from_pixels(bright[i, k].numpy(), found.boxes[i, k].numpy(), 32))
+        found.masks = masks
+        return found
 
 
 def small_detector():

@@ -8,6 +8,7 @@ from sightline.backbone import WeightsError
 from sightline.datasets.structures import Instances
 from sightline.detectors import autoencoder, average_weights, classifier, ensemble, faster_rcnn, load, save
 from sightline.detectors.ensemble import IOU, fuse
+from sightline.detectors.model import Detector
 
 
 def lenets(count, classes=6):
@@ -115,6 +116,57 @@ def test_fusion_by_hand():
     torch.testing.assert_close(fused.scores, torch.tensor([[0.4, 0.2, 0.0]]))
     torch.testing.assert_close(fused.boxes[0, 0], torch.tensor([0.25, 0, 10.25, 10]))
     torch.testing.assert_close(fused.landmarks[0, :2, 0], torch.tensor([[5.25, 5], [55, 55]]))
+
+
+def test_masks_are_averaged_where_they_lie():
+    """Each in its own box of the picture: of boxes half a width apart, the cells between agree, the others are one's alone."""
+    boxes = torch.tensor([[[0.0, 0, 16, 8], [2, 0, 18, 8], [0, 0, 0, 0], [40, 40, 44, 44]]])
+    masks = torch.ones(1, 4, 16, 16)
+    masks[0, 1, :8], masks[0, 2] = 0, torch.nan
+    pooled = Instances(boxes, torch.tensor([[1, 1, -1, 1]]), torch.tensor([[0.6, 0.3, 0, 0.1]]), masks)
+    fused = fuse(pooled, torch.tensor([[0, 1, 1, 0]]), models=2, most=4)
+    assert fused.labels.tolist() == [[1, 1, -1, -1]]
+    torch.testing.assert_close(fused.boxes[0, 0], torch.tensor([2 / 3, 0, 16 + 2 / 3, 8]))
+    # The upper half is the first's alone, of two thirds of the weight; the lower is both's, but for what one box lacks.
+    upper, lower = fused.masks[0, 0, :8], fused.masks[0, 0, 8:]
+    torch.testing.assert_close(upper[:7, :15], torch.full((7, 15), 2 / 3))
+    assert (upper[:, 15] == 0).all()
+    torch.testing.assert_close(lower[1:, 2:15], torch.ones(7, 13))
+    torch.testing.assert_close(lower[1:, 0], torch.full((7,), 2 / 3))
+    torch.testing.assert_close(lower[1:, 15], torch.full((7,), 1 / 3))
+    torch.testing.assert_close(fused.masks[0, 1], torch.ones(16, 16))
+    assert not fused.masks.isnan().any()
+
+
+def test_masks_of_several_sizes():
+    """Models may have masks of other sides; the finest counts."""
+    boxes, labels, scores = torch.tensor([[[0.0, 0, 8, 8]]]), torch.tensor([[0]]), torch.tensor([[0.5]])
+    half = torch.tensor([[1.0, 0], [1, 0]])
+    found = [
+        Instances(boxes, labels, scores, half.repeat_interleave(k, 0).repeat_interleave(k, 1)[None, None])
+        for k in (1, 4)
+    ]
+    models = [Given(one) for one in found]
+    fused = ensemble(models).detect(*batch(8))
+    assert fused.masks.shape == (1, 1, 8, 8)
+    assert (fused.masks[0, 0, :, :4] >= 0.5).all()
+    assert (fused.masks[0, 0, :, 4:] < 0.5).all()
+
+
+class Given(Detector):
+    """Finds what it is given."""
+
+    task = "instance_segmentation"
+
+    def __init__(self, found):
+        super().__init__(mean=(0.5,) * 3, std=(0.5,) * 3, num_classes=3)
+        self.found = found
+
+    def forward(self, images, sizes):
+        return self.found
+
+    def decode(self, found, sizes):
+        return found
 
 
 def test_places_are_exact_in_half_precision():

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torchvision.ops import box_iou
 
+from sightline.datasets.masks import from_pixels, to_pixels
 from sightline.datasets.structures import Instances
 from sightline.detectors import classifier, faster_rcnn
 from sightline.detectors.boxes import area
@@ -225,6 +226,45 @@ def test_find_tiled():
     assert model.training
     assert 2 not in find(model, image).labels
     assert not len(find_tiled(model, image, tile=96, score=0.95))
+
+
+class DiscFinder(ColourFinder):
+    """A `ColourFinder` that gives masks: which pixels of the box are bright."""
+
+    task = "instance_segmentation"
+
+    def decode(self, bright, sizes):
+        found = super().decode(bright, sizes)
+        masks = torch.zeros(*found.labels.shape, 28, 28)
+        for i, k in (found.labels >= 0).nonzero().tolist():
+            masks[i, k] = torch.from_numpy(from_pixels(bright[i, k].numpy(), found.boxes[i, k].numpy(), 28))
+        found.masks = masks
+        return found
+
+
+@pytest.mark.parametrize("overlap", [0.0, 0.25])
+def test_masks_of_tiles_are_joined_where_they_lie(overlap):
+    """Discs in one tile, in two and in four: as whole as where nothing is cut."""
+    rows, columns = torch.meshgrid(torch.arange(330) + 0.5, torch.arange(250) + 0.5, indexing="ij")
+    discs = [((x, y), r) for x, y, r in ((40, 40, 25), (90, 150, 30), (140, 240, 60))]
+    bright = torch.stack([(columns - x) ** 2 + (rows - y) ** 2 < r**2 for (x, y), r in discs])
+    image = 255 * bright.to(torch.uint8)
+    model = DiscFinder()
+    tiled = find_tiled(model, image, tile=96, overlap=overlap)
+    model.resize = (330, 250)  # the picture as it is, in one piece
+    whole = find(model, image)
+    assert sorted(tiled.labels.tolist()) == sorted(whole.labels.tolist()) == [0, 1, 2]
+    shown, expected = (
+        to_pixels(found.masks, found.boxes, (330, 250))[found.labels.argsort()] for found in (tiled, whole)
+    )
+    for masks in (shown, expected):
+        assert ((masks & bright).sum((1, 2)) / (masks | bright).sum((1, 2))).min() > 0.9
+    assert ((shown & expected).sum((1, 2)) / (shown | expected).sum((1, 2))).min() > 0.9
+
+
+def test_masks_of_nothing():
+    found = find_tiled(DiscFinder(), torch.zeros(3, 200, 200, dtype=torch.uint8), tile=96)
+    assert found.masks.shape == (0, 28, 28)
 
 
 @torch.inference_mode()

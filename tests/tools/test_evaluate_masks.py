@@ -9,11 +9,12 @@ from sightline.datasets.coco import write_coco
 from sightline.datasets.images import write_image
 from sightline.datasets.shapes import read_shapes, shapes_table
 from sightline.datasets.table import Table
-from sightline.detectors import classifier, save
+from sightline.detectors import augmented, classifier, save
+from sightline.detectors.tiling import Tiling
 from sightline.evaluation import Truth, evaluate_instances, evaluate_regions, read_results
 from sightline.segmentation import load
 from sightline.tools.main import main
-from sightline.training import score
+from sightline.training import score, score_tiled
 
 
 @pytest.fixture
@@ -51,6 +52,20 @@ def test_a_model_on_data(mask_detector, data, tmp_path, capsys):
     truth = Truth.from_table(data, masks=True)
     again = read_results(tmp_path / "found.json", truth, data.category_ids, masks=True)
     assert evaluate_instances(truth, again, data.categories).summary() == pytest.approx(summary)
+
+
+@pytest.mark.parametrize("looks", [["--flip"], ["--tiles", 48]], ids=["flip", "tiles"])
+def test_several_looks(mask_detector, data, tmp_path, looks):
+    numbers = evaluate(tmp_path, mask_detector, "--data", tmp_path / "data", "--device", "cpu", *looks)
+    model, options = load(mask_detector, device="cpu"), {"progress": False}
+    if "--tiles" in looks:
+        scored = score_tiled(model, data, Tiling(48), **options)
+    else:
+        scored = score(augmented(model, flip=True), data, **options)
+    summary = scored.result.summary()
+    assert "mask_AP" in summary
+    assert {name: numbers[name] for name in summary} == pytest.approx(summary)
+    assert scored.detections.masks.areas.any()
 
 
 def test_shapes_have_masks_where_they_are_scored(mask_detector, monkeypatch, tmp_path):
@@ -105,8 +120,6 @@ def test_mistakes(mask_detector, perfect, tmp_path, capsys):
     for arguments, message in (
         ([mask_detector, "--masks"], "--masks is for --predictions"),
         ([str(tmp_path / "classifier.ckpt"), "--masks"], "--masks is for --predictions"),
-        ([mask_detector, "--flip"], "boxes alone can be fused"),
-        ([mask_detector, "--tiles", "64"], "is made for instance segmentation: leave --tiles out"),
         ([mask_detector, "--void-wrong"], "--void-wrong is for label maps"),
         (["--predictions", str(tmp_path / "boxes.json"), *truth], "segmentation"),
     ):

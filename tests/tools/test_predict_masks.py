@@ -75,6 +75,25 @@ def test_numbered_pictures_number_the_records(mask_detector, folder, tmp_path, c
     assert capsys.readouterr().out.strip().endswith(f"written: {tmp_path / 'ids'}")
 
 
+@pytest.mark.parametrize(
+    "looks",
+    [["--flip"], ["--multiscale", "1", "1.5", "--upturn"], ["--ensemble", "{masks}"], ["--tiles", "48", "--flip"]],
+    ids=lambda looks: looks[0],
+)
+def test_several_looks(mask_detector, folder, tmp_path, looks):
+    looks = [option.format(masks=mask_detector) for option in looks]
+    options = ["--no-pictures", "--json", str(tmp_path / "x.json"), "--score", "0", "--device", "cpu"]
+    assert main([mask_detector, str(folder / "x.jpg"), *looks, *options]) == 0
+    records = json.loads((tmp_path / "x.json").read_text())
+    masks = from_coco([record["segmentation"] for record in records], np.tile([80, 80], (len(records), 1)))
+    shown = masks.areas > 0
+    assert shown.any()
+    boxes = np.array([record["bbox"] for record in records])
+    low, high = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    assert (masks.boxes[shown, :2] >= low[shown] - 1).all()
+    assert (masks.boxes[shown, 2:] <= high[shown] + 1).all()
+
+
 def test_tracked_through_a_video(mask_detector, folder, tmp_path):
     """The pixels of an object have its track's id in every frame."""
     files = {"--out": "out", "--masks": "ids", "--json": "x.json", "--csv": "x.csv", "--mot": "x.txt"}
@@ -144,16 +163,11 @@ def test_names_of_very_many_objects_are_left_out(tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--flip"], "of several answers boxes alone can be fused: leave out --multiscale, --flip and --upturn"),
-        (["--multiscale", "1", "2"], "leave out --multiscale"),
-        (["--ensemble", "{masks}"], "leave out --ensemble"),
-        (["--tiles", "64"], "is made for instance segmentation: leave --tiles out"),
         (["--beam", "2"], "writes no sentences: leave out --beam"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_what_masks_do_not_go_with(mask_detector, folder, capsys, options, message):
-    options = [option.format(masks=mask_detector) for option in options]
     assert run("predict", [mask_detector, str(folder), *options, "--device", "cpu"]) == 2
     error = capsys.readouterr().err
     assert message in error
