@@ -157,7 +157,7 @@ def resample(masks: Tensor, points: Tensor) -> Tensor:
     """
     inside = ((points >= 0) & (points <= 1)).all(dim=-1)
     values = F.grid_sample(masks[:, None], 2 * points - 1, padding_mode="border", align_corners=False)
-    return values[:, 0] * inside
+    return torch.where(inside, values[:, 0], 0)  # not a product: of boxes without area the points are no numbers
 
 
 def recrop(masks: Tensor, old: Tensor, new: Tensor) -> Tensor:

@@ -161,6 +161,8 @@ def test_recrop_to_its_own_box_changes_nothing_and_to_a_part_shows_that():
     right = recrop(stripes, old[:1], torch.tensor([[10.0, 3, 18, 11]]))
     assert (right[..., 1:] == 1).all()
     assert (recrop(stripes, old[:1], torch.tensor([[20.0, 3, 28, 11]])) == 0).all()
+    flat = torch.tensor([[20.0, 3, 20, 11]])
+    assert (recrop(stripes, flat, flat) == 0).all()
 
 
 def shapes_sample(index, size=96):
