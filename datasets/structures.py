@@ -70,17 +70,24 @@ class Instances:
         return self.boxes.shape[0]
 
     def __getitem__(self, index: int | slice | Tensor) -> Instances:
-        """`batch[i]` is image i without its padding (reads labels: one synchronisation); `instances[keep]` selects objects."""
+        """`batch[i]` is image i without its padding (reads labels: one synchronisation); `instances[keep]` selects objects.
+
+        Raises:
+            IndexError: no such image or object; a loop over either ends with it.
+            TypeError: a batch is indexed by anything but an int.
+        """
         if self.boxes.ndim == 3:
             if not isinstance(index, int):
                 raise TypeError(f"a batch of Instances is indexed by an int (the image), got {type(index).__name__}")
             image = self.map(lambda value: value[index])
             return image[image.labels >= 0]
         if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"there is no object {index} of {len(self)}")
             index = slice(index, index + 1) if index != -1 else slice(-1, None)
         return self.map(lambda value: value[index])
 
-    def map(self, function) -> Instances:
+    def map(self, function: Callable[[Tensor], Tensor]) -> Instances:
         """The same function applied to every tensor there is, e.g. `instances.map(lambda t: t[keep])`."""
         values = {f.name: getattr(self, f.name) for f in fields(self)}
         return Instances(**{name: None if value is None else function(value) for name, value in values.items()})

@@ -84,6 +84,15 @@ def test_selecting_objects():
     assert len(instances[torch.tensor([], dtype=torch.long)]) == 0
 
 
+def test_a_loop_over_objects_ends():
+    instances = make_instances(2)
+    assert [len(one) for one in instances] == [1, 1]
+    for index in (2, -3):
+        with pytest.raises(IndexError, match=f"there is no object {index} of 2"):
+            instances[index]
+    assert len(instances[2:]) == 0
+
+
 def test_a_batch_is_indexed_by_image():
     with pytest.raises(TypeError, match="an int"):
         make_instances(2, 3)[0:1]
