@@ -58,9 +58,11 @@ def heat_map(model: Detector, images: Tensor, sizes: Tensor, *, label: int | Non
     """
     if not isinstance(getattr(model, "backbone", None), nn.Module):
         raise ValueError(f"a heat map needs a model with a backbone; {type(model).__name__} has none")
-    model, images, sizes = copy.deepcopy(model).eval().cpu().double(), images.cpu().double(), sizes.cpu()
+    model, sizes = copy.deepcopy(model).eval().cpu().double(), sizes.cpu()
+    # Detached, for on the CPU and in double precision the rest of this gives the caller's own tensor.
+    images = images.detach().cpu().double().requires_grad_()
     with torch.enable_grad(), _collecting(model.backbone) as (given, inner):
-        found = model.detect(images.requires_grad_(), sizes)
+        found = model.detect(images, sizes)
     if not found.scores.requires_grad:
         raise ValueError(f"a heat map follows a score's gradient, and the scores of {type(model).__name__} have none")
     best = _best(found.labels[0], found.scores[0], label)

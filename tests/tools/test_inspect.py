@@ -239,8 +239,9 @@ def test_heat_is_grad_cam_after_global_pooling():
 
 
 def test_heat_leaves_the_model_as_it_was():
-    model = Bright().train()
-    heat_map(model, torch.full((1, 3, 32, 32), 9, dtype=torch.uint8), torch.tensor([[32, 32]]))
+    model, images = Bright().train(), torch.full((1, 3, 32, 32), 9, dtype=torch.float64)
+    heat_map(model, images, torch.tensor([[32, 32]]))
+    assert not images.requires_grad
     assert model.training
     assert model.backbone.weight.dtype == torch.float32
     assert model.backbone.weight.grad is None
