@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .boxes import full_precision
+
 TAPS = 2  # bilinear samples a pixel and axis
 
 
@@ -49,12 +51,13 @@ class Warp(nn.Module):
         """
         (images,) = features
         batch, number = rois.shape[:2]
-        left, top, right, bottom = rois.to(images.dtype).unbind(-1)
+        numbers = full_precision(images)  # half has no room for coordinates
+        left, top, right, bottom = rois.to(numbers.dtype).unbind(-1)
         columns = self._places(left, right, images.shape[3])[:, :, None, :]
         rows = self._places(top, bottom, images.shape[2])[:, :, :, None]
         grid = torch.stack(torch.broadcast_tensors(columns, rows), dim=-1).flatten(1, 2)  # (B, K 2S, 2S, 2)
-        taken = F.grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
-        pixels = F.avg_pool2d(taken, TAPS).view(batch, -1, number, self.size, self.size)
+        taken = F.grid_sample(numbers, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+        pixels = F.avg_pool2d(taken, TAPS).to(images.dtype).view(batch, -1, number, self.size, self.size)
         return pixels.transpose(1, 2).flatten(0, 1)
 
     def _places(self, low: Tensor, high: Tensor, length: int) -> Tensor:

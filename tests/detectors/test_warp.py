@@ -115,3 +115,13 @@ def test_boxes_without_area_give_numbers():
 def test_no_room(size, context):
     with pytest.raises(ValueError, match="context must be at least 0 and below half of size"):
         Warp(size, context)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_half_precision_moves_no_region(dtype):
+    """Between 512 and 1024 bfloat16 has only every fourth whole pixel."""
+    images = torch.zeros(1, 3, 8, 1000)
+    images[..., 701:709] = 1
+    crops = Warp(8, 0)([images.to(dtype)], torch.tensor([[[701.0, 0.0, 709.0, 8.0]]]))
+    assert crops.dtype == dtype
+    torch.testing.assert_close(crops, torch.ones_like(crops))
