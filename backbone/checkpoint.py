@@ -16,8 +16,11 @@ from .weights import load_weights, read_file
 def save(model: Model, path: str | os.PathLike) -> None:
     """Writes the model alone, without an optimiser's state; `load` reads it. What was there stays until all is written."""
     partial = Path(f"{path}.partial")
-    torch.save({"sightline": model.description(), "state_dict": model.state_dict()}, partial)
-    partial.replace(path)
+    try:
+        torch.save({"sightline": model.description(), "state_dict": model.state_dict()}, partial)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
 def load_with(

@@ -160,8 +160,9 @@ def _class_folders(folder: Path) -> list[Path]:
 
 def _has_picture(folder: Path, depth: int = 0) -> bool:
     """Whether a picture lies in a folder, or at most `depth` folders further down."""
-    if any(_is_picture(entry.name) and entry.is_file() for entry in os.scandir(folder)):
-        return True
+    with os.scandir(folder) as entries:  # left early, it would stay open
+        if any(_is_picture(entry.name) and entry.is_file() for entry in entries):
+            return True
     return depth > 0 and any(_has_picture(child, depth - 1) for child in _subfolders(folder))
 
 

@@ -1,5 +1,6 @@
 """Class folders: every layout, every kind of thing that lies about in them, and writing them."""
 
+import gc
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,13 @@ def test_with_splits(tmp_path):
     assert listing(source.read("val"), tmp_path) == [("valid/cat/a.jpg", "cat")]  # no dog: legal
     assert listing(source.read("test"), tmp_path) == [("test/dog/a.jpg", "dog")]
     assert not train.problems.counts
+
+
+@pytest.mark.filterwarnings("error")
+def test_folders_do_not_stay_open(tmp_path):
+    plant(tmp_path, "train/cat/1.jpg", "train/cat/2.jpg", "train/dog/1.jpg")
+    read(tmp_path, "train")
+    gc.collect()
 
 
 def test_without_splits(tmp_path):

@@ -53,6 +53,18 @@ def test_round_trip(name, tmp_path):
         assert torch.equal(getattr(found, field), getattr(expected, field))
 
 
+def test_a_failed_save_leaves_nothing_behind(tmp_path, monkeypatch):
+    def fail(content, path):
+        path.write_bytes(b"some")
+        raise OSError("no space left on device")
+
+    (tmp_path / "m.ckpt").write_bytes(b"the last one")
+    monkeypatch.setattr(torch, "save", fail)
+    with pytest.raises(OSError, match="no space"):
+        save(tiny(), tmp_path / "m.ckpt")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("m.ckpt", b"the last one")]
+
+
 def test_a_training_runs_checkpoint(tmp_path):
     """Which holds the detector under its name in the training module, and much besides."""
     model = randomised(tiny())
