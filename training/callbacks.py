@@ -29,7 +29,8 @@ class SaveOnInterrupt(Callback):
         self._asked = False
         self._before: Any = None
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Not on_fit_start: between the two Lightning notes the handlers that it puts back after a run that fails.
         if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
             self._before = signal.signal(signal.SIGINT, self._ask)
 

@@ -124,10 +124,15 @@ class Training(LightningModule):
     def _watch(self, loss: Tensor, batch: Batch) -> None:
         """Stops a run whose loss is no longer a number. On a GPU losses are looked at a few at a time: each look is a stall."""
         self._recent.append((loss, [info.path for info in batch.infos]))
-        if len(self._recent) < (1 if loss.device.type == "cpu" else self.trainer.log_every_n_steps):
-            return
-        losses, recent = torch.stack([value for value, _ in self._recent]).tolist(), self._recent
-        self._recent = []
+        if len(self._recent) >= (1 if loss.device.type == "cpu" else self.trainer.log_every_n_steps):
+            self._look_at_recent()
+
+    def on_train_epoch_end(self) -> None:
+        self._look_at_recent()  # the last few of a run would never be looked at
+
+    def _look_at_recent(self) -> None:
+        recent, self._recent = self._recent, []
+        losses = torch.stack([loss for loss, _ in recent]).tolist() if recent else []
         for value, (_, paths) in zip(losses, recent, strict=True):
             if not math.isfinite(value):
                 raise TrainingError(

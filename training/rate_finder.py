@@ -108,8 +108,9 @@ def find_rate(trainer: Trainer, training: LightningModule, data: LightningDataMo
     try:
         trainer.fit(training, data)
     except TrainingError:  # the loss became nan between two looks at it
-        riser.curve.rates.append(riser.rate)
-        riser.curve.losses.append(math.nan)
+        if riser.rate not in riser.curve.rates[-1:]:
+            riser.curve.rates.append(riser.rate)
+            riser.curve.losses.append(math.nan)
     finally:
         trainer.callbacks.remove(riser)
         training.load_state_dict(before)

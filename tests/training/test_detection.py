@@ -122,6 +122,13 @@ def test_interrupted_and_resumed_equals_uninterrupted(tmp_path, tiny_detector, t
     assert_same(weights(whole), weights(resumed))
 
 
+def test_a_run_that_fails_leaves_ctrl_c_as_it_was(tmp_path, tiny_detector, tiny_data):
+    before, training = signal.getsignal(signal.SIGINT), with_nan(module(tiny_detector))
+    with pytest.raises(TrainingError):
+        trainer(tmp_path, SaveOnInterrupt(tmp_path / "last.ckpt")).fit(training, tiny_data())
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_resumed_after_an_epoch_equals_uninterrupted(tmp_path, tiny_detector, tiny_data):
     whole = module(tiny_detector)
     trainer(tmp_path, epochs=3).fit(whole, tiny_data())
@@ -175,11 +182,27 @@ def test_models_know_the_last_epochs(tmp_path, tiny_detector, tiny_data):
 
 
 def test_nan_loss_names_the_pictures(tmp_path, tiny_detector, tiny_data):
-    training = module(tiny_detector)
+    with pytest.raises(TrainingError, match=r"loss became nan near step \d+.*shapes:0/64/\d+, shapes:0/64/\d+"):
+        trainer(tmp_path).fit(with_nan(module(tiny_detector)), tiny_data())
+
+
+def with_nan(training):
+    """With a weight that is no number, and so no loss either."""
     with torch.no_grad():
         training.detector.roi_heads.box_head.fc6.weight[0, 0] = float("nan")
-    with pytest.raises(TrainingError, match=r"loss became nan near step \d+.*shapes:0/64/\d+, shapes:0/64/\d+"):
-        trainer(tmp_path).fit(training, tiny_data())
+    return training
+
+
+def test_the_last_losses_of_an_epoch_are_looked_at_too(tmp_path, tiny_detector, tiny_data):
+    """On a GPU they wait for more, of which an epoch's last have none."""
+
+    class Wait(Callback):
+        def on_train_batch_end(self, trainer, pl_module, *_):
+            if trainer.is_last_batch:
+                pl_module._recent.append((torch.tensor(float("nan")), ["the last"]))
+
+    with pytest.raises(TrainingError, match="in the batch of: the last"):
+        trainer(tmp_path, Wait(), epochs=1).fit(module(tiny_detector), tiny_data())
 
 
 def test_accumulation_equals_a_larger_batch(tmp_path, tiny_detector, tiny_data):
