@@ -266,13 +266,19 @@ def test_a_checkpoint_gives_the_same(tmp_path):
 
 
 def test_learns_a_picture():
-    """From nothing, with selective search's regions: every object of a picture, with its mask."""
+    """From nothing, with selective search's regions: every object of a picture, with its mask.
+
+    Regions that are an object's by SDS's rule (0.5) but cover less of it than is asked for here are left out: which of an
+    object's regions comes out best is chance, and one of them had an IoU of 0.51.
+    """
     table = propose(shapes_table("train", 2, 96, masks=True), SelectiveSearch(masks=28), progress=False)
     sample = DetectionDataset(table, resize=(96, 96, True), masks=28)[1]
     data = collate([sample], (96, 96))
+    best = torch.stack([overlaps(data.proposals[0], *one) for one in outlines(data.targets[0])]).amax(0)
+    data.proposals.labels[0, : len(best)][(best >= 0.5) & (best < 0.7)] = -1
     model = tiny(num_classes=len(table.categories), norm="group", size=32, samples=16)
     optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
-    for _ in range(30):
+    for _ in range(40):
         loss = total(model.losses(model(*data.inputs), data.targets))
         optimizer.zero_grad()
         loss.backward()
@@ -284,10 +290,19 @@ def test_learns_a_picture():
 
 def covered(found, truth):
     """(N,) of each object the IoU, pixel by pixel, of the best mask found of its category."""
-    best = []
-    for mask, box, label in zip(truth.masks, truth.boxes, truth.labels, strict=True):
-        overlaps = overlap(
-            (found.masks >= 0.5).float(), found.boxes, *(v.expand(len(found), *v.shape) for v in (mask, box))
-        )
-        best.append((overlaps * (found.labels == label) * (found.scores > 0.3)).max())
-    return torch.stack(best)
+    best = [
+        overlaps(found, *one) * (found.labels == label)
+        for one, label in zip(outlines(truth), truth.labels, strict=True)
+    ]
+    return (torch.stack(best) * (found.scores > 0.3)).amax(1)
+
+
+def outlines(truth):
+    return zip(truth.masks, truth.boxes, strict=True)
+
+
+def overlaps(regions, mask, box):
+    """(K,) the IoU, pixel by pixel, of each region and one mask (M, M) in its box."""
+    return overlap(
+        (regions.masks >= 0.5).float(), regions.boxes, *(v.expand(len(regions), *v.shape) for v in (mask, box))
+    )
