@@ -11,21 +11,29 @@ from tqdm import tqdm
 
 from .label_columns import BAD_MASK, WRONG_SIZE
 from .label_maps import find_masks, read_label_maps
+from .readers import Source
 from .segmentation_dataset import annotated_map
 from .splits import without_unions
 from .table import DataError, Problems, Table
 
 
 def read_each(path: Path, problems: Problems) -> dict[str, Table]:
-    """Every split that can be read, under its own name; what cannot is fatal."""
+    """Every split that can be read, under its own name; what cannot is fatal. Maps are left to `check_pixels`."""
     try:
         source = find_masks(path)
-        if source is None:
-            return read_label_maps(path)
+        tables = read_label_maps(path) if source is None else _read_splits(source, problems)
     except DataError as error:
         problems.add("label maps cannot be read", str(error), fatal=True)
         return {}
-    tables = {}
+    for table in tables.values():
+        # Those whose headers are wrong are found again. Not later: objects' masks have problems of the same names.
+        for kind in (BAD_MASK, WRONG_SIZE):
+            table.problems.forget(kind)
+    return tables
+
+
+def _read_splits(source: Source, problems: Problems) -> dict[str, Table]:
+    tables: dict[str, Table] = {}
     for split in without_unions(source.splits) or [None]:
         try:
             tables[split or ""] = source.read(split)
@@ -36,8 +44,6 @@ def read_each(path: Path, problems: Problems) -> dict[str, Table]:
 
 def check_pixels(tables: dict[str, Table], problems: Problems, *, progress: bool) -> None:
     """Decodes all maps of the splits and notes which cannot be used, are all void, or lack a category."""
-    for kind in (BAD_MASK, WRONG_SIZE):
-        problems.forget(kind)  # those whose headers are wrong are found again
     for split, table in tables.items():
         counts, where = np.zeros(len(table.categories), np.int64), f" in {split}" if split else ""
         for row, found in _counted(table, progress).items():

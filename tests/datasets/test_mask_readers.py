@@ -265,6 +265,13 @@ def test_written_as_coco_and_read_again(tmp_path):
         np.testing.assert_array_equal(getattr(again, name), getattr(table, name))
 
 
+def test_check_names_broken_masks_of_objects_beside_those_of_categories(tmp_path):
+    write_voc(tmp_path)
+    (tmp_path / "SegmentationObject" / "2007_1.png").write_bytes(b"GIF89a?")
+    problems = check(tmp_path, progress=False)
+    assert "SegmentationObject" in problems.fatal["mask cannot be used"][0]
+
+
 def test_check_finds_nothing_wrong_but_small_objects(tmp_path):
     problems = check(write_maps(tmp_path), progress=False)
     assert not problems.fatal
