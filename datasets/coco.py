@@ -16,6 +16,7 @@ import gc
 import json
 import os
 import re
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from os import PathLike
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_coco(json_path: str | PathLike, image_folder: str | PathLike | None = N
 
 
 @contextmanager
-def no_garbage_collection():
+def no_garbage_collection() -> Iterator[None]:
     """The collector walks millions of fresh json objects again and again and finds nothing to free."""
     was_on = gc.isenabled()
     gc.disable()
@@ -302,7 +303,7 @@ def _objects(
     )
 
 
-def _landmarks(rows: list[dict], count: int, where, problems: Problems) -> np.ndarray:
+def _landmarks(rows: list[dict], count: int, where: Callable[[int], str], problems: Problems) -> np.ndarray:
     """(K, P, 2) float64, the keypoints [x, y, visibility, …] of each row; NaN where one is not labelled."""
     points = np.full((len(rows), count, 3), np.nan)
     for row, annotation in enumerate(rows):
@@ -311,23 +312,23 @@ def _landmarks(rows: list[dict], count: int, where, problems: Problems) -> np.nd
             continue
         try:
             points[row] = np.array(given, np.float64).reshape(count, 3)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             problems.add(f"keypoints are not x, y and visibility of {count} points (left out)", where(row))
     known = (points[..., 2:] > 0) & np.isfinite(points[..., :2]).all(axis=-1, keepdims=True)
     return np.where(known, points[..., :2], np.nan)
 
 
-def _boxes(rows: list[dict], where, problems: Problems) -> tuple[np.ndarray, np.ndarray]:
+def _boxes(rows: list[dict], where: Callable[[int], str], problems: Problems) -> tuple[np.ndarray, np.ndarray]:
     """(K, 4) float64 xyxy, and (K,) bool, whether the row had four numbers at all."""
     usable = np.ones(len(rows), bool)
     try:
         boxes = np.array([row["bbox"] for row in rows], np.float64).reshape(len(rows), 4)
-    except (KeyError, TypeError, ValueError):  # one by one, to name the culprits
+    except (KeyError, TypeError, ValueError, OverflowError):  # one by one, to name the culprits
         boxes = np.zeros((len(rows), 4))
         for row, annotation in enumerate(rows):
             try:
                 boxes[row] = np.array(annotation["bbox"], np.float64).reshape(4)
-            except (KeyError, TypeError, ValueError):
+            except (KeyError, TypeError, ValueError, OverflowError):
                 usable[row] = False
                 problems.add("bbox is not four numbers", f"{where(row)}: {annotation.get('bbox')!r}", fatal=True)
     with np.errstate(invalid="ignore"):
@@ -344,7 +345,10 @@ def _lookup(values: list, ids: list[int]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) else np.nan
+    try:
+        return float(value) if isinstance(value, (int, float)) else np.nan
+    except OverflowError:  # JSON's whole numbers have no limit
+        return np.nan
 
 
 def find_images(path: Path, names: list[str]) -> Path:

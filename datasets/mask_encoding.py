@@ -6,7 +6,7 @@ side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,7 +68,7 @@ def polygons_of(segmentation: Any, row: int) -> list[np.ndarray]:
     """COCO's polygons, each (2 * corners,) float64, without those that enclose nothing; raises as `from_coco`."""
     try:
         parts = [np.array(part, np.float64) for part in segmentation]
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         raise SegmentationError(row, "a polygon is not a list of x0, y0, x1, y1, ...") from None
     if any(part.ndim != 1 or len(part) % 2 or not np.isfinite(part).all() for part in parts):
         raise SegmentationError(row, "a polygon is not a list of finite x0, y0, x1, y1, ...")
@@ -94,10 +94,11 @@ def _from_polygons(parts: list[tuple[int, np.ndarray]], sizes: np.ndarray) -> _E
 def _from_runs(segmentations: list[dict], rows: np.ndarray, sizes: np.ndarray) -> _Edges:
     """The edges of run lengths, which lie in these rows; strings all at once."""
     for row, one in zip(rows.tolist(), segmentations, strict=True):
-        if not {"size", "counts"} <= one.keys() or list(one["size"]) != sizes[row].tolist():
+        size = one.get("size")
+        if "counts" not in one or not isinstance(size, Iterable) or list(size) != sizes[row].tolist():
             raise SegmentationError(
                 row,
-                f"its run lengths are for {one.get('size')} pixels [height, width], the picture has {sizes[row].tolist()}",
+                f"its run lengths are for {size} pixels [height, width], the picture has {sizes[row].tolist()}",
             )
     texts = [k for k, one in enumerate(segmentations) if isinstance(one["counts"], (str, bytes))]
     others = [k for k, one in enumerate(segmentations) if not isinstance(one["counts"], (str, bytes))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -40,8 +41,14 @@ def check(path: Path, values: list, key: str, good: Callable[[object], bool], ex
 
 
 def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, written as 7 or as 7.0."""
-    return isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    """Whether a value is a whole number that numpy can hold, written as 7 or as 7.0."""
+    whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+    return whole and abs(value) < 2**63
+
+
+def is_finite(value: object) -> bool:
+    """Whether a value is a number that a float can hold, neither infinite nor nan."""
+    return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
 
 
 def kind(value: object) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 from ..datasets.mask_encoding import SegmentationError, from_coco
 from ..datasets.run_lengths import RunLengths
 from ..datasets.table import DataError
-from .json_records import check, column, is_whole, kind, load_json
+from .json_records import check, column, is_finite, is_whole, kind, load_json
 from .records import Detections, Truth
 
 
@@ -43,24 +42,24 @@ def read_results(
             f"{path}: expected a list of detections, got a JSON {kind(records)}. Results files hold a list; "
             "an object with images and annotations is truth"
         )
-    columns = {key: column(path, records, key) for key in ("image_id", "category_id", "score")}
-    for key, good, expected in (
-        ("image_id", is_whole, "a whole number"),
-        ("category_id", is_whole, "a whole number"),
-        ("score", _is_finite, "a finite number"),
-    ):
-        check(path, columns[key], key, good, expected)
-    image_ids = np.array(columns["image_id"], np.int64)
+    image_ids, given = (_whole(path, records, key) for key in ("image_id", "category_id"))
+    scores = column(path, records, "score")
+    check(path, scores, "score", is_finite, "a finite number")
     image = truth.rows_of(image_ids)
     _check_known(path, image, image_ids, "image_id", f"the truth has {len(truth.image_ids)} images")
-    given = np.array(columns["category_id"], np.int64)
     labels = _labels(given, np.asarray(category_ids, np.int64))
     _check_known(path, labels, given, "category_id", f"the truth has {_some(category_ids)}")
     drawn = _masks(path, records, _sizes_of(truth, image)) if masks else None
     without_boxes = drawn is not None and not any("bbox" in record for record in records)
     xywh = _boxes_around(drawn) if without_boxes else _boxes(path, records)
-    scores = np.array(columns["score"], np.float64)
-    return Detections(image, _to_xyxy(xywh), labels, scores, xywh[:, 2] * xywh[:, 3], masks=drawn)
+    return Detections(image, _to_xyxy(xywh), labels, np.array(scores, np.float64), xywh[:, 2] * xywh[:, 3], masks=drawn)
+
+
+def _whole(path: Path, records: list[dict], key: str) -> np.ndarray:
+    """(N,) int64, each checked."""
+    values = column(path, records, key)
+    check(path, values, key, is_whole, "a whole number")
+    return np.array(values, np.int64)
 
 
 def _boxes(path: Path, records: list[dict]) -> np.ndarray:
@@ -136,8 +135,8 @@ def read_coco_truth(path: str | Path, *, masks: bool = False) -> tuple[Truth, li
         The truth, C category names and (C,) category ids, both by ascending id.
 
     Raises:
-        DataError: the file is not there, no JSON, or lacks images, annotations, categories or a record's key, or a
-            segmentation cannot be used.
+        DataError: the file is not there, no JSON, or lacks images, annotations, categories or a record's key, or an
+            id, a box, an area or a segmentation cannot be used.
     """
     path = Path(path)
     content = load_json(path)
@@ -145,23 +144,27 @@ def read_coco_truth(path: str | Path, *, masks: bool = False) -> tuple[Truth, li
         raise DataError(
             f"{path}: expected a COCO object with images, annotations and categories, got a {kind(content)}"
         )
-    names = dict(zip(*(column(path, content["categories"], key) for key in ("id", "name")), strict=True))
+    categories, images, annotations = (content[key] for key in ("categories", "images", "annotations"))
+    for key in ("images", "annotations", "categories"):
+        if not isinstance(content[key], list):
+            raise DataError(f"{path}: {key} must be a list, got a JSON {kind(content[key])}")
+    names = dict(zip(_whole(path, categories, "id").tolist(), column(path, categories, "name"), strict=True))
     category_ids = np.array(sorted(names), np.int64)
-    image_ids, first = np.unique(np.array(column(path, content["images"], "id"), np.int64), return_index=True)
-    annotations = content["annotations"]
+    image_ids, first = np.unique(_whole(path, images, "id"), return_index=True)
     xywh = _boxes(path, annotations)
-    given_image, given_label = (
-        np.array(column(path, annotations, key), np.int64) for key in ("image_id", "category_id")
-    )
+    given_image, given_label = (_whole(path, annotations, key) for key in ("image_id", "category_id"))
     image, labels = _labels(given_image, image_ids), _labels(given_label, category_ids)
     _check_known(path, image, given_image, "image_id", f"the file has {len(image_ids)} images")
     _check_known(path, labels, given_label, "category_id", f"the file has {_some(category_ids)}")
     box_area = xywh[:, 2] * xywh[:, 3]
-    area = np.array([a.get("area", fallback) for a, fallback in zip(annotations, box_area, strict=True)], np.float64)
+    areas = [a.get("area") for a in annotations]
+    areas = [own if given is None else given for given, own in zip(areas, box_area.tolist(), strict=True)]
+    check(path, areas, "area", is_finite, "a finite number")
+    area = np.array(areas, np.float64)
     crowd = np.array([bool(a.get("iscrowd", 0)) for a in annotations], bool)
     truth = Truth(image_ids, image, _to_xyxy(xywh), labels, area, crowd, np.zeros_like(crowd), box_area)
     if masks:
-        sizes = _picture_sizes(path, content["images"])[first]
+        sizes = _picture_sizes(path, images)[first]
         truth = replace(truth, masks=_masks(path, annotations, sizes[image]), sizes=sizes)
     return truth, [str(names[i]) for i in sorted(names)], category_ids
 
@@ -176,12 +179,8 @@ def _picture_sizes(path: Path, images: list[dict]) -> np.ndarray:
     return np.array(sides, np.int64).T.reshape(-1, 2)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
-
-
 def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all(map(_is_finite, value)) and min(value[2:]) >= 0
+    return isinstance(value, list) and len(value) == 4 and all(map(is_finite, value)) and min(value[2:]) >= 0
 
 
 def _labels(ids: np.ndarray, known: np.ndarray) -> np.ndarray:

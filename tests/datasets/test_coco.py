@@ -134,6 +134,11 @@ FATAL = [
     ("category twice", {"categories": [{"id": 3, "name": "x"}, {"id": 3, "name": "y"}]}, "category id used twice"),
     ("three numbers", {"annotations": [annotation(), annotation(id=2, bbox=[1, 2, 3])]}, "bbox is not four numbers"),
     (
+        "too large",
+        {"annotations": [annotation(), annotation(id=2, bbox=[10**400, 2, 3, 4])]},
+        "bbox is not four numbers",
+    ),
+    (
         "no bbox",
         {"annotations": [annotation(), {"id": 2, "image_id": 20, "category_id": 3}]},
         "bbox is not four numbers",
@@ -141,6 +146,10 @@ FATAL = [
     ("no category", {"annotations": [annotation(), annotation(id=2, category_id=None)]}, "category is not among"),
     ("missing picture", {"images": [image(), image(id=4, file_name="c.jpg")]}, "picture is missing"),
 ]
+
+
+def test_an_area_too_large_for_a_float_is_unknown(tmp_path):
+    assert read_coco(small(tmp_path, annotations=[annotation(area=10**400)])).area.tolist() == [200]
 
 
 @pytest.mark.parametrize(("name", "changes", "kind"), FATAL, ids=[row[0] for row in FATAL])

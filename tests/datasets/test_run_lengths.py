@@ -173,6 +173,8 @@ def test_rows_are_chosen_and_put_together():
         (5, "list of x0"),
         ({"size": [4, 5], "counts": [20]}, "the picture has"),
         ({"counts": [16]}, "the picture has"),
+        ({"size": None, "counts": [16]}, "the picture has"),
+        ([[10**400, 0, 4, 0, 4, 4]], "list of x0"),
         ({"size": [4, 4], "counts": [10, 5]}, "not of 16 pixels"),
         ({"size": [4, 4], "counts": [20, -4]}, "not of 16 pixels"),
         ({"size": [4, 4], "counts": []}, "neither a string nor"),

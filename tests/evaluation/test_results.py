@@ -40,6 +40,8 @@ def test_no_detections_are_legal(tmp_path):
         ([{key: GOOD[key] for key in ("image_id", "category_id", "bbox")}], "record 0 has no 'score'"),
         ([GOOD | {"image_id": 8}], "record 0: image_id 8 is unknown; the truth has 2 images"),
         ([GOOD | {"image_id": "7"}], "record 0: image_id must be a whole number, got 7"),
+        ([GOOD | {"image_id": 2**70}], "record 0: image_id must be a whole number"),
+        ([GOOD | {"score": 10**400}], "record 0: score must be a finite number"),
         ([GOOD, GOOD | {"category_id": 99}], "record 1: category_id 99 is unknown; the truth has the categories 1, 18"),
         ([GOOD | {"bbox": [1, 2, 3]}], r"record 0: bbox must be \[x, y, width, height\].*got \[1, 2, 3\]"),
         ([GOOD | {"bbox": [1, 2, -3, 4]}], "of no negative size"),
@@ -75,6 +77,19 @@ def test_writes_what_it_reads(tmp_path, random_case):
     assert first == pytest.approx(second)
 
 
+def one_object(**changes):
+    """A truth of one image, one category and one object."""
+    found = {"image_id": 7, "category_id": 1, "bbox": [0, 0, 2, 3]} | changes
+    return {"images": [{"id": 7}], "categories": [{"id": 1, "name": "cat"}], "annotations": [found]}
+
+
+@pytest.mark.parametrize("area", [{}, {"area": None}], ids=["left out", "null"])
+def test_an_area_that_is_not_given_is_the_boxs(tmp_path, area):
+    truth, names, ids = read_coco_truth(write(tmp_path / "instances.json", one_object(**area)))
+    assert truth.area.tolist() == [6]
+    assert (names, ids.tolist()) == (["cat"], [1])
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -85,8 +100,14 @@ def test_writes_what_it_reads(tmp_path, random_case):
             "record 0: image_id 1 is unknown",
         ),
         ({"images": [{}], "categories": [], "annotations": []}, "record 0 has no 'id'"),
+        (one_object() | {"images": {"id": 7}}, "images must be a list, got a JSON object"),
+        (one_object() | {"images": [{"id": None}]}, "record 0: id must be a whole number, got None"),
+        (one_object() | {"categories": [{"id": "a", "name": "cat"}]}, "record 0: id must be a whole number, got a"),
+        (one_object(image_id="7"), "record 0: image_id must be a whole number, got 7"),
+        (one_object(category_id=[1]), "record 0: category_id must be a whole number"),
+        (one_object(area="12"), "record 0: area must be a finite number, got 12"),
     ],
-    ids=["list", "no annotations", "no such image", "no id"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_refuses_truth(tmp_path, content, message):
     with pytest.raises(DataError, match=message):
