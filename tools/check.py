@@ -10,15 +10,15 @@ Exit code 0 when a training could start, 1 when something has to be mended first
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from sightline.datasets.checks import check
+from sightline.tools.command_options import OptionsParser
 
 
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline check",
         description="Finds everything wrong with a data set: bad annotations, broken pictures, copies across splits.",
         epilog="Exit code 0: a training could start. 1: something has to be mended first.",

@@ -32,6 +32,7 @@ from sightline.datasets.splits import without_unions
 from sightline.datasets.table import DataError, Table, nearest
 from sightline.datasets.voc import write_voc
 from sightline.datasets.yolo import write_yolo
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.convert_masks import require_parts, source_of, write_masks
 
 FORMATS = ("coco", "voc", "yolo", "folders", "masks")
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sightline convert", description="Writes a data set in another form.")
+    parser = OptionsParser(prog="sightline convert", description="Writes a data set in another form.")
     parser.add_argument("data", metavar="DATA", help="a file or folder in any form that `sightline check` knows")
     parser.add_argument("--to", required=True, choices=FORMATS, help="the form to write")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where to; must be empty or not there yet")

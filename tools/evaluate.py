@@ -44,6 +44,7 @@ from sightline.evaluation import (
     write_results,
 )
 from sightline.tools.checkpoints import add_options, add_tile_options, load_model, task_of, tiling_of
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.evaluate_captions import evaluate_captioner, evaluate_results
 from sightline.tools.evaluate_segmentation import evaluate_label_files, evaluate_segmenter
 from sightline.tools.given_options import given_options, options
@@ -119,8 +120,11 @@ def _require_of_boxes(given: Set[str], arguments: argparse.Namespace) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="sightline evaluate", description=__doc__.split("\n")[0], epilog=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = OptionsParser(
+        prog="sightline evaluate",
+        description=__doc__.split(":", 1)[1].strip(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("checkpoint", nargs="?", metavar="CHECKPOINT", help="a best.ckpt of `sightline train`")
     parser.add_argument("--data", default="shapes", metavar="PATH", help="data set in any known form (shapes)")
     parser.add_argument("--split", default="val", help="train, val, test, or the data set's own name for a part (val)")

@@ -47,6 +47,7 @@ from sightline.detectors.inference import usable_device
 from sightline.detectors.saliency import heat_map
 from sightline.evaluation.drawing import annotate
 from sightline.tools import model_names
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.inspect_data import draw_examples, store_statistics, summary, tables_of
 from sightline.tools.inspect_models import about, model_table, shown_for
 from sightline.tools.inspect_pictures import overlay, plot_activations
@@ -266,7 +267,7 @@ def _size(arguments: argparse.Namespace, usual: tuple[int, int]) -> tuple[int, i
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline inspect",
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

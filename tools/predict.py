@@ -59,6 +59,7 @@ from sightline.detectors.inference import find, usable_device
 from sightline.detectors.tiling import find_tiled
 from sightline.detectors.video_tracking import VideoTracker, video_of
 from sightline.tools.checkpoints import add_options, add_tile_options, load_model, task_of, tiling_of
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.given_options import given_options, options
 from sightline.tools.main import run
 from sightline.tools.model_names import kind_of
@@ -196,7 +197,7 @@ def _writers(arguments: argparse.Namespace, pictures: Frames, names: Sequence[st
 
 def _arguments(argv: list[str] | None) -> tuple[argparse.Namespace, set[str]]:
     """The options, and the names of those that were given."""
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline predict",
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

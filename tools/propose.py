@@ -26,6 +26,7 @@ from sightline.datasets.table import DataError, Table, nearest
 from sightline.detectors.proposers import PROPOSERS
 from sightline.evaluation.recall import Coverage, cover
 from sightline.evaluation.recall_plot import plot_recall
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.main import run
 from sightline.tools.number_options import positive, whole
 from sightline.tools.propose_ways import WAYS, Answer
@@ -143,7 +144,7 @@ def _without_nan(value: object) -> object:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline propose",
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

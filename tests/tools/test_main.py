@@ -26,6 +26,27 @@ def test_mistyped_tool(capsys):
     assert "did you mean 'train'?" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "near"),
+    [
+        (["check", "coco", "--no-progess"], "--no-progress"),
+        (["convert", "coco", "--to", "voc", "--out", "voc", "--category", "cat"], "--categories"),
+        (["evaluate", "best.ckpt", "--fliip"], "--flip"),
+        (["inspect", "vgg16", "--dpeth", "1"], "--depth"),
+        (["predict", "best.ckpt", "street.jpg", "--socre", "0.3"], "--score"),
+        (["propose", "voc", "--metod", "sliding_window"], "--method"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_mistyped_option(words, near, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(words)
+    error = capsys.readouterr().err
+    assert stopped.value.code == 2
+    assert f"did you mean {near!r}?" in error
+    assert error.count("\n") == 1
+
+
 @pytest.mark.parametrize("tool", TOOLS)
 def test_each_tool_also_runs_as_a_file(tool, tmp_path):
     path = Path(__file__).parents[2] / "tools" / f"{MODULES.get(tool, tool)}.py"
