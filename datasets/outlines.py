@@ -35,7 +35,7 @@ class Outlines:
         for k, segmentation in enumerate(table.segmentations or [None] * len(table.image)):
             try:
                 one = _parsed(segmentation, tuple(table.sizes[table.image[k]].tolist()))
-            except (TypeError, ValueError, KeyError) as error:
+            except (TypeError, ValueError, KeyError, OverflowError) as error:
                 where = f"{table.paths[table.image[k]]}, object {k - int(table.offsets[table.image[k]])} from 0"
                 raise DataError(
                     f"{where}: its segmentation cannot be used ({error}); correct it, or take boxes only (masks: null)"

@@ -117,6 +117,7 @@ def test_an_object_without_a_segmentation_has_its_whole_box():
         [[1, 2, 3, 4, 5, float("nan")]],
         [1, 2, 3, 4, 5, 6],
         [["a", 2, 3, 4, 5, 6]],
+        [[2**1024, 2, 3, 4, 5, 6]],
         {"size": [9, 9], "counts": [81]},
         {"size": [40, 50], "counts": [81]},
         {"size": [40, 50], "counts": [2010, -10]},
@@ -128,7 +129,7 @@ def test_an_object_without_a_segmentation_has_its_whole_box():
         "polygon",
         7,
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40],
 )
 def test_a_broken_segmentation_is_named(segmentation):
     table = with_segmentations([None, segmentation], [(1, 1, 9, 9)] * 2)
