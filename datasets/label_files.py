@@ -79,15 +79,6 @@ def read_mask_header(path: str | PathLike) -> MaskHeader:
         raise refusal(error, str(path)) from error
 
 
-def is_numbered_finely(path: str | PathLike) -> bool:
-    """Whether a mask has 16 bits or more, as those that tell objects apart."""
-    try:
-        with Image.open(path) as picture:
-            return picture.mode.startswith("I")
-    except Exception:
-        return False
-
-
 def _require_kind(picture: Image.Image, path: str) -> None:
     if picture.format not in _LOSSLESS:
         raise DataError(

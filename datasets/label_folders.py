@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .caption_lines import SPLITS
+from .instance_files import tells_objects_apart
 from .label_categories import find_legend
 from .label_columns import by_stem, mask_table, pair
-from .label_files import is_numbered_finely
 from .label_legend import Legend, found_legend
 from .table import DataError, Table
 
@@ -81,7 +81,7 @@ def is_folder_maps(folder: Path) -> bool:
         pictures = by_stem(folders.pictures)
         for stem, masks in by_stem(folders.masks).items():
             if stem in pictures:
-                return not is_numbered_finely(masks[0])
+                return not tells_objects_apart(masks[0])
     return False
 
 

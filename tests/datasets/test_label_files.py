@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from sightline.datasets.instance_files import tells_objects_apart
 from sightline.datasets.label_files import (
     VOID_COLOUR,
     default_colours,
-    is_numbered_finely,
     read_mask,
     read_mask_header,
     write_label_map,
@@ -104,7 +104,7 @@ def test_kinds_that_are_refused(tmp_path, _, suffix, image, message, read):
     with pytest.raises(DataError, match=message) as error:
         read(path)
     assert str(path) in str(error.value)
-    assert is_numbered_finely(path) == (message == "tells objects apart")
+    assert tells_objects_apart(path) == (message == "tells objects apart")
 
 
 @pytest.mark.parametrize(("keep", "message"), [(0.6, "cut short|decoded"), (0, "not a picture"), (None, "no such")])
@@ -116,7 +116,7 @@ def test_files_that_are_not_whole(tmp_path, keep, message):
         path.write_bytes(data[: int(keep * len(data))])
     with pytest.raises(DataError, match=message):
         read_mask(path)
-    assert not is_numbered_finely(path)
+    assert not tells_objects_apart(path)
 
 
 @pytest.mark.parametrize("colours", [None, [(9, 8, 7), (1, 2, 3), (250, 0, 0), (0, 0, 250)]], ids=["none", "given"])
