@@ -12,6 +12,7 @@ from torchvision.models.feature_extraction import create_feature_extractor
 from torchvision.ops import FrozenBatchNorm2d
 
 from .fpn import BackboneWithFPN, with_fpn
+from .model import evaluating
 from .norms import Norm
 from .protocol import Backbone
 
@@ -133,16 +134,11 @@ def map_shapes(backbone: nn.Module, size: int) -> list[tuple[int, ...]]:
         ValueError: the module cannot run without data, or not at that size.
     """
     state = {name: tensor.to("meta") for name, tensor in _tensors(backbone)}
-    modes = [(module, module.training) for module in backbone.modules()]
-    backbone.eval()
     try:
-        with torch.no_grad():
+        with evaluating(backbone), torch.no_grad():
             maps = functional_call(backbone, state, torch.empty(1, 3, size, size, device="meta"))
     except (RuntimeError, NotImplementedError) as error:
         raise ValueError(f"{type(backbone).__name__} cannot run on {size}-pixel images: {error}") from error
-    finally:
-        for module, training in modes:
-            module.train(training)
     return [tuple(x.shape) for x in (maps if isinstance(maps, list) else [maps])]
 
 

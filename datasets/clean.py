@@ -62,7 +62,13 @@ class Pictures:
 
 
 def clean_table(
-    name: str, categories: list[str], pictures: Pictures, objects: Objects, problems: Problems, *, category_ids=None
+    name: str,
+    categories: list[str],
+    pictures: Pictures,
+    objects: Objects,
+    problems: Problems,
+    *,
+    category_ids: list[int] | None = None,
 ) -> Table:
     """The `Table` of one split: objects sorted by image, clipped, of positive size; what was wrong joins `problems`.
 

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..backbone.model import evaluating
 from ..datasets.detection import DetectionDataset, Loader, loader_for
 from ..datasets.propose import content_digest
 from ..datasets.table import Table
@@ -60,16 +61,13 @@ class Cut:
             handle = module.register_forward_pre_hook(lambda _, inputs: self._stop(taken, inputs[0]))
         else:
             handle = module.register_forward_hook(lambda _, __, output: self._stop(taken, output))
-        modes = {part: part.training for part in self.model.modules()}
-        self.model.eval()
         try:
-            self.model(images, sizes)
+            with evaluating(self.model):
+                self.model(images, sizes)
         except _Reached:
             pass
         finally:
             handle.remove()
-            for part, training in modes.items():
-                part.training = training
         return self._vectors(taken)
 
     @staticmethod

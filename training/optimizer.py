@@ -1,4 +1,4 @@
-"""From a detector, an optimiser's recipe and a schedule to what Lightning asks for."""
+"""From a model, an optimiser's recipe and a schedule to what Lightning asks for."""
 
 from __future__ import annotations
 
