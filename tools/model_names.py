@@ -39,7 +39,8 @@ def build(word: str, device: torch.device | str, others: Sequence[str] = ()) -> 
         return MODELS[name](weights=weights or None).to(device).eval()
     if Path(word).suffix not in (".ckpt", ".pt", ".pth") and not Path(word).exists():
         known = [*MODELS, *others]
-        raise DataError(f"no checkpoint and no model {name!r}{nearest(name, known)}; there are {', '.join(known)}")
+        hint = nearest(name, known) or "."
+        raise DataError(f"no checkpoint and no model {name!r}{hint} There are {', '.join(known)}")
     return load_with(MODELS, word, device)
 
 

@@ -10,7 +10,6 @@ sightline train --list                           # the recipes
 
 from __future__ import annotations
 
-import difflib
 import functools
 import os
 import re
@@ -22,7 +21,7 @@ from pathlib import Path
 import yaml
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from sightline.datasets.table import DataError
+from sightline.datasets.table import DataError, nearest
 from sightline.tools.main import run
 from sightline.tools.train_alternating import alternate, go_on, resumable
 from sightline.tools.train_captions import CaptionCLI
@@ -99,12 +98,16 @@ def _started(argv: list[str]) -> tuple[list[str], str]:
     known = recipes()
     if recipe in known:
         path = str(RECIPES / f"{recipe}.yaml")
-    elif Path(recipe).is_file():
+    elif Path(recipe).suffix.lower() in (".yaml", ".yml") and Path(recipe).is_file():
         path, recipe = recipe, Path(recipe).stem
+    elif Path(recipe).exists():
+        raise DataError(
+            f"{recipe} is no recipe: name one of `sightline train --list` or a run's config.yaml; data go with --data, weights "
+            "to start from with --model.detector.init_args.weights"
+        )
     else:
-        close = difflib.get_close_matches(recipe, known, n=1)
-        hint = f"; did you mean {close[0]!r}?" if close else ""
-        raise DataError(f"no recipe {recipe!r}{hint} There are: {', '.join(known)}; or name a YAML file")
+        hint = nearest(recipe, known) or "."
+        raise DataError(f"no recipe {recipe!r}{hint} There are {', '.join(known)}; or name a YAML file")
     return ["--config", path, *_with_data_path(argv)], recipe
 
 

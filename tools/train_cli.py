@@ -14,6 +14,7 @@ from lightning.pytorch import Callback, LightningDataModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, LambdaCallback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
 from sightline.backbone.checkpoint import save
@@ -143,14 +144,21 @@ class TrainCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = self._callbacks(options, folder)
         if not self.config_init.trainer.get("logger"):
             kwargs["logger"] = loggers
-        return super().instantiate_trainer(**kwargs)
+        return self._made_trainer(kwargs)
+
+    def _made_trainer(self, arguments: dict[str, Any]) -> Trainer:
+        """Lightning's own, which says by several kinds of errors that this machine has no such device, strategy or precision."""
+        try:
+            return super().instantiate_trainer(**arguments)
+        except (MisconfigurationException, ImportError, ValueError) as error:
+            raise DataError(f"--trainer options that cannot be met: {error}") from error
 
     def _trainer_of_steps(self, options: RunOptions, kwargs: dict[str, Any]) -> Trainer:
         """For what takes the place of training: a few steps, and nothing beside them."""
         kwargs |= STEPS_ALONE | {"overfit_batches": int(options.overfit)}
         if self.config_init.trainer.max_steps == -1:
             kwargs["max_steps"] = options.only_steps
-        trainer = super().instantiate_trainer(**kwargs)
+        trainer = self._made_trainer(kwargs)
         trainer.limit_val_batches = 0  # Lightning's overfit_batches counts for validation too
         if trainer.world_size > 1:
             raise DataError("--run.overfit and --run.find_rate look at one process's loss: leave out --trainer.devices")

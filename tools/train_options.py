@@ -10,17 +10,17 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.utilities.rank_zero import rank_zero_info
 
-from sightline.backbone.model import Model
 from sightline.captioning import CAPTIONERS
 from sightline.datasets.table import DataError, nearest
 from sightline.detectors import DETECTORS, Detector
 from sightline.detectors.rcnn import RegionHead
 from sightline.segmentation import INSTANCE_SEGMENTERS, SEGMENTERS
-from sightline.training import overfit, rate_finder
+from sightline.training import overfit, rate_finder, schedules
 
 IN_PLACE = ("overfit", "find_rate", "linear")
 
@@ -137,25 +137,40 @@ class Parser(LightningArgumentParser):
         key, part = re.search(r'Parser key "([\w.]+)"', text), re.search(r"Option '(\w+)' is not accepted", text)
         action = key and next((action for action in self._actions if action.dest == key[1]), None)
         hint, given = getattr(action, "_typehint", None), re.findall(r"(?:Given|Got) value: (.*)", text)
-        if key and given and (words := words_of(hint)):
-            return f"--{key[1]} must be one of {', '.join(words)}, got {given[-1]!r}{nearest(given[-1], words)}"
-        parts = inits_of(hint)
         if key and part and key[1] in BUILT:
             return f"--{key[1]} is built with no {part[1]!r}{nearest(part[1], _builder_arguments(BUILT[key[1]]))}"
+        if key and (name := re.search(r"Expected a dot import path string: (\S+)", text)) and key[1] in BUILT:
+            known = BUILT[key[1]]
+            return f"--{key[1]} knows no {name[1]!r}{nearest(name[1], known) or '.'} There are {', '.join(known)}"
+        if key and given and (words := words_of(hint)):
+            return f"--{key[1]} must be one of {', '.join(words)}, got {given[-1]!r}{nearest(given[-1], words)}"
+        if key and given and (kinds := kinds_of(hint)):
+            return f"--{key[1]} must be {' or '.join(kinds)}, got {given[-1]!r}"
+        parts = inits_of(hint)
         if not (part and parts):
             return None
         return f"--{key[1]} has no {part[1]!r}{nearest(part[1], parts)}; it has {', '.join(parts)}"
 
 
-# The options whose value is made by a function, and those functions by name.
+# The options whose value is made by a function or class, and those by name.
 BUILT = {
+    "model.optimizer": {
+        name: kind
+        for name, kind in vars(torch.optim).items()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    },
+    "model.schedule": {
+        name: kind
+        for name, kind in vars(schedules).items()
+        if inspect.isclass(kind) and issubclass(kind, schedules.Schedule)
+    },
     "model.detector": {**DETECTORS, **INSTANCE_SEGMENTERS},
     "model.segmenter": SEGMENTERS,
     "model.captioner": CAPTIONERS,
 }
 
 
-def _builder_arguments(builders: Mapping[str, Callable[..., Model]]) -> set[str]:
+def _builder_arguments(builders: Mapping[str, Callable[..., Any]]) -> set[str]:
     """What any of the builders takes."""
     return {name for builder in builders.values() for name in inspect.signature(builder).parameters}
 
@@ -164,6 +179,24 @@ def inits_of(hint: Any) -> list[str]:
     """The names of what a dataclass is made from, of a hint such as `Mixing | None`; none of any other hint."""
     classes = [one for one in get_args(hint) if is_dataclass(one)]
     return [part.name for part in fields(classes[0]) if part.init] if classes else []
+
+
+KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    list[int]: "a list of whole numbers such as [2,4]",
+    NoneType: "null",
+}
+
+
+def kinds_of(hint: Any) -> list[str]:
+    """What may be written, of a hint of the kinds above and words such as `float | None`; nothing of any other hint."""
+    kinds: list[str | None] = []
+    for one in get_args(hint) if get_origin(hint) in (Union, UnionType) else [hint]:
+        kinds += map(str, get_args(one)) if get_origin(one) is Literal else [KINDS.get(one)]
+    known = [kind for kind in kinds if kind is not None]
+    return known if len(known) == len(kinds) else []
 
 
 def words_of(hint: Any) -> list[str]:

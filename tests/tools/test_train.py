@@ -279,7 +279,25 @@ MISTAKES = {
     "nested option": (["--data.batchsize", "3"], "did you mean --data.batch_size?"),
     "recipe": (["faster_rcn"], "did you mean 'faster_rcnn'?"),
     "data": (["--data", "nowhere/at/all"], "nowhere/at/all"),
-    "value": (["--trainer.max_epochs", "many"], "max_epochs"),
+    "no recipe": (["best.ckpt"], "no recipe 'best.ckpt'. There are alexnet"),
+    "a file that is no recipe": ([__file__], "is no recipe: name one of `sightline train --list`"),
+    "value": (["--trainer.max_epochs", "many"], "--trainer.max_epochs must be a whole number or null, got 'many'"),
+    "value or word": (
+        ["--run.unfreeze", "never"],
+        "--run.unfreeze must be a list of whole numbers such as [2,4] or plateau or null, got 'never'",
+    ),
+    "optimiser": (["--model.optimizer", "Adamm"], "--model.optimizer knows no 'Adamm'; did you mean 'Adam'?"),
+    "optimiser's option": (
+        ["--model.optimizer.lrr", "1"],
+        "--model.optimizer is built with no 'lrr'; did you mean 'lr'?",
+    ),
+    "schedule": (["--model.schedule", "Cosine"], "--model.schedule knows no 'Cosine'; did you mean 'CosineDecay'?"),
+    "schedule's option": (
+        ["--model.schedule.warmup", "1"],
+        "--model.schedule is built with no 'warmup'; did you mean 'warmup_steps'?",
+    ),
+    "a device that there is not": ([*QUICK, "--trainer.accelerator", "tpu"], "--trainer options that cannot be met"),
+    "a strategy that there is not": ([*QUICK, "--trainer.strategy", "dpp"], "--trainer options that cannot be met"),
     "class": (["--model.detector", "sightline.detectors.faster_rcn"], "faster_rcn"),
     "builder's option": (["--model.detector.init_args.backbon", "resnet18_fpn"], "backbon"),
     "backbone": (
