@@ -33,7 +33,7 @@ class Curve(NamedTuple):
 
 
 def plot_sweep(curves: Sequence[Curve], path: str | Path, *, name: str, work: Callable[[int], int]) -> None:
-    """Time on the left and memory on the right, both axes logarithmic, with a line that grows with the work.
+    """Time, and beside it memory where it was measured, both axes logarithmic, with a line that grows with the work.
 
     Args:
         curves: in the order of the legend; a model's have one colour, and each kind of work its dashes.
@@ -41,24 +41,28 @@ def plot_sweep(curves: Sequence[Curve], path: str | Path, *, name: str, work: Ca
         name: of the values.
         work: how much of it a value stands for; 0 stands at the left edge.
     """
-    figure = Figure(figsize=(12.4, 4.4), layout="constrained")
-    left, right = figure.subplots(1, 2)
-    dress_axes(left, "Time of a batch", name, "ms")
-    dress_axes(right, "Memory at its peak", name, "MiB")
-    values = sorted({value for curve in curves for value in curve.values})
-    places = _places(values, work)
+    panels = [("Time of a batch", "ms", [curve.times for curve in curves])]
+    if any(cost is not None for curve in curves for cost in curve.memory):
+        memory = [[math.nan if cost is None else cost for cost in curve.memory] for curve in curves]
+        panels.append(("Memory at its peak", "MiB", memory))
+    figure = Figure(figsize=(3.4 + 4.5 * len(panels), 4.4), layout="constrained")
+    places = _places(sorted({value for curve in curves for value in curve.values}), work)
     models = list(dict.fromkeys(curve.model for curve in curves))
-    for curve in curves:
-        style = {"color": COLOURS[models.index(curve.model) % len(COLOURS)], "linestyle": STYLES[curve.work]}
-        style |= {"marker": "o", "markersize": 4, "linewidth": 2, "label": f"{clean(curve.model, 52)}, {curve.work}"}
-        x = [places[value] for value in curve.values]
-        left.plot(x, curve.times, **style)
-        right.plot(x, [float("nan") if cost is None else cost for cost in curve.memory], **style)
-    for axes in (left, right):
+    for axes, (title, unit, costs) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        dress_axes(axes, title, name, unit)
+        for curve, cost in zip(curves, costs, strict=True):
+            style = {"color": COLOURS[models.index(curve.model) % len(COLOURS)], "linestyle": STYLES[curve.work]}
+            style |= {
+                "marker": "o",
+                "markersize": 4,
+                "linewidth": 2,
+                "label": f"{clean(curve.model, 52)}, {curve.work}",
+            }
+            axes.plot([places[value] for value in curve.values], cost, **style)
         _log_axes(axes, places)
         _slope(axes)
     if curves:
-        handles, labels = left.get_legend_handles_labels()
+        handles, labels = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside right upper", frameon=False, fontsize=9, labelcolor=INK)
     save_figure(figure, path)
 
