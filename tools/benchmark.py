@@ -122,7 +122,7 @@ def score_models(models: dict[str, Detector], table: Table, rows: list[Row]) -> 
 
 def text_table(rows: list[Row]) -> str:
     """The table for people; a dash where something was not measured."""
-    stages = shown(rows)
+    stages = shown([row.stages for row in rows])
     scores = ["AP"] + ["mask_AP"] * any(row.mask_AP is not None for row in rows)
     lines = [["model", "batch", *(name.replace("_", " ") for name in scores), "images/s", "ms", *stages]]
     lines[0] += ["M params", "GFLOP", "MiB"]

@@ -3,48 +3,41 @@
 from __future__ import annotations
 
 import gc
+import json
 import statistics
 from collections.abc import Iterator, Sequence
-from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
 from sightline.tools import peak_memory, timing
 from sightline.tools.benchmark_loading import OURS, THEIRS, time_loading
-from sightline.tools.benchmark_work import Setting, Work, is_peer, prepare, prepare_alone
+from sightline.tools.benchmark_work import Setting, TooSmall, Work, is_peer, prepare, prepare_alone
+from sightline.tools.peak_memory import Killed
 from sightline.tools.stages import time_stages
 
 
 @dataclass
-class Measured:
+class Measured(timing.Timed):
     """One model's work at one setting.
 
     Attributes:
-        model: as on the command line.
         task: of the model, e.g. "detection".
         peer: whether it is torchvision's.
         work: a name of `WORKS`.
-        times: ms of each round.
-        floor: the same of the backbone and neck alone; empty where there is no backbone.
+        floor: ms of each round of the backbone and neck alone; empty where there is no backbone.
         memory: peak in MiB, see `memory_kind`; None where it cannot be had.
     """
 
-    model: str
     task: str
     peer: bool
     work: str
     setting: Setting
-    times: list[float]
     floor: list[float]
     memory: float | None
-
-    @property
-    def ms(self) -> float:
-        """The median time of a batch."""
-        return statistics.median(self.times)
 
     @property
     def floor_ms(self) -> float | None:
@@ -56,15 +49,17 @@ class Measured:
         """How many times as long as the floor."""
         return None if self.floor_ms is None else self.ms / self.floor_ms
 
-    @property
-    def rate(self) -> float:
-        """Pictures a second."""
-        return 1000 * self.setting.batch / self.ms
-
     def record(self) -> dict[str, Any]:
         """All there is, for JSON."""
         numbers = {"ms": self.ms, "floor_ms": self.floor_ms, "to_floor": self.to_floor, "images_per_second": self.rate}
         return asdict(self) | numbers
+
+
+def write_json(path: Path, content: dict) -> None:
+    """What is measured, so far; what was there stays until all is written."""
+    partial = Path(f"{path}.partial")
+    partial.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    partial.replace(path)
 
 
 @dataclass
@@ -81,7 +76,7 @@ class Split:
 
 
 def measure(specs: Sequence[str], work: str, setting: Setting, repeats: int) -> list[Measured]:
-    """A row for each model that the memory holds; of the others it is said that they are left out.
+    """A row for each model that can do it; of the others it is said why they are left out.
 
     Args:
         specs: models, as on the command line.
@@ -97,23 +92,24 @@ def measure(specs: Sequence[str], work: str, setting: Setting, repeats: int) -> 
         torch.compiler.reset()  # it makes only so many graphs of one function
     ready: dict[str, tuple[Work, float | None]] = {}
     for spec in specs:
-        with unless_out_of_memory(f"{work} of {spec}, {described(setting)}"):
+        with leaving_out(f"{work} of {spec}, {described(work, setting)}"):
             # First, before anything runs: see `allocated`.
             ready[spec] = (one := prepare(spec, work, setting)), _peak(spec, work, setting, one)
     jobs = {(spec, "whole"): one.whole for spec, (one, _) in ready.items()}
     jobs |= {(spec, "floor"): one.floor for spec, (one, _) in ready.items() if one.floor is not None}
-    device, times = torch.device(setting.device), {}
-    with unless_out_of_memory(f"{work}, {described(setting)}, all models"):
+    device, title, times = torch.device(setting.device), f"{work}, {described(work, setting)}", {}
+    with leaving_out(f"{title}, all models"):
         clocked = {name: timing.timed(job, device) for name, job in jobs.items()}
-        times = timing.alternate(clocked, repeats, f"{work}, {described(setting)}")
+        times = timing.alternate(clocked, repeats, title)
     return [
         Measured(
             model=spec,
+            batch=setting.batch,
+            times=times[spec, "whole"],
             task=one.model.task,
             peer=is_peer(one.model),
             work=work,
             setting=setting,
-            times=times[spec, "whole"],
             floor=times.get((spec, "floor"), []),
             memory=memory,
         )
@@ -123,11 +119,14 @@ def measure(specs: Sequence[str], work: str, setting: Setting, repeats: int) -> 
 
 
 def _peak(spec: str, work: str, setting: Setting, one: Work) -> float | None:
-    """MiB, see `memory_kind`."""
+    """MiB, see `memory_kind`; the work is done once in any case, so that what cannot be done fails here, by itself."""
     kind = torch.device(setting.device).type
     if kind == "cuda":
         return peak_memory.allocated(one.model, one.whole)
-    return peak_memory.resident(prepare_alone, spec, work, setting) if kind == "cpu" else None
+    peak = peak_memory.resident(prepare_alone, spec, work, setting) if kind == "cpu" else None
+    if peak is None:
+        one.whole()
+    return peak
 
 
 def _forget() -> None:
@@ -143,7 +142,7 @@ def measure_stages(specs: Sequence[str], setting: Setting, repeats: int) -> list
     setting = replace(setting, compiled=False)
     jobs, sides = {}, {}
     for spec in specs:
-        with unless_out_of_memory(f"stages of {spec}, {described(setting)}"):
+        with leaving_out(f"stages of {spec}, {described('inference', setting)}"):
             one = prepare(spec, "inference", setting)
             one.whole()
             jobs[spec], sides[spec] = (one.model, one.whole), THEIRS if is_peer(one.model) else OURS
@@ -154,24 +153,28 @@ def measure_stages(specs: Sequence[str], setting: Setting, repeats: int) -> list
 
 
 @contextmanager
-def unless_out_of_memory(what: str) -> Iterator[None]:
-    """Does what it can: where the memory does not suffice, that is said, and the rest is left out."""
+def leaving_out(what: str) -> Iterator[None]:
+    """Does what it can: where the memory does not suffice or pictures are too small, that is said, and the rest is left out."""
     try:
         yield
-    except (RuntimeError, MemoryError) as error:
-        if not _out_of_memory(error):
+    except (RuntimeError, MemoryError, Killed, TooSmall) as error:
+        if peak_memory.out_of_memory(error):
+            reason = "out of memory"
+        elif isinstance(error, (Killed, TooSmall)):
+            reason = str(error)
+        else:
             raise
-        print(f"{what}: out of memory, left out", flush=True)
+        print(f"{what}: {reason}; left out", flush=True)
         _forget()
 
 
-def _out_of_memory(error: Exception) -> bool:
-    """Whether an error says so. On a CPU torch has no class for it; a process that takes too much is killed."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError, BrokenProcessPool)) or "CPUAllocator" in str(error)
-
-
-def described(setting: Setting) -> str:
+def described(work: str, setting: Setting) -> str:
     """What may differ from one point to the next, for people."""
-    height, width = setting.size
     classes = "" if setting.classes is None else f", {setting.classes} classes"
-    return f"batch {setting.batch}, {height}x{width}, {setting.objects} objects{classes}"
+    return f"batch {setting.batch}, {pixels(work, setting)}{classes}"
+
+
+def pixels(work: str, setting: Setting) -> str:
+    """Of the pictures, and how many objects are learnt from, if any."""
+    learnt = work == "training" and setting.objects is not None
+    return f"{setting.size[0]}x{setting.size[1]}" + (f", {setting.objects} objects a picture" if learnt else "")

@@ -43,12 +43,12 @@ which they grow over the upper half of the grid: more than 1.1 is faster than li
 from __future__ import annotations
 
 import argparse
-import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import get_args
+from typing import TypeVar, get_args
 
 import torch
 
@@ -57,17 +57,20 @@ from sightline.datasets.table import DataError
 from sightline.detectors.inference import usable_device
 from sightline.tools.benchmark import machine
 from sightline.tools.benchmark_loading import STAGES as LOADING
-from sightline.tools.benchmark_measure import Measured, Split, measure, measure_stages
+from sightline.tools.benchmark_measure import Measured, Split, measure, measure_stages, pixels, write_json
 from sightline.tools.benchmark_models import PEERS, has_weights, kind_of
-from sightline.tools.benchmark_sweep import AXES, report, sweep
-from sightline.tools.benchmark_work import Setting
+from sightline.tools.benchmark_sweep import AXES, records, report, sweep, write
+from sightline.tools.benchmark_work import Setting, built
 from sightline.tools.main import run
+from sightline.tools.model_names import Kind
 from sightline.tools.number_options import positive, whole
 from sightline.tools.peak_memory import memory_kind
 from sightline.tools.stages import shown
 from sightline.tools.timing import aligned, number
 
+R = TypeVar("R")
 MODELS = ("faster_rcnn", "torchvision:fasterrcnn_resnet50_fpn")
+OUTPUT = "runs/speed"
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -78,56 +81,78 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _arguments(argv)
     arguments.models = list(dict.fromkeys(arguments.models or MODELS))
-    _check(arguments)
-    if arguments.json and Path(arguments.json).is_dir():
-        raise DataError(f"--json {arguments.json} is a folder: name a file in it")
+    arguments.batch = list(dict.fromkeys(arguments.batch or ((1,) if arguments.sweep else (1, 8))))
+    kinds = {spec: kind_of(spec) for spec in arguments.models}
+    _check(arguments, kinds)
     device = usable_device(arguments.device)
-    about = f"{machine(device, arguments.precision)}{', compiled' if arguments.compile else ''}"
-    print(about, flush=True)
     setting = Setting(
         str(device),
         batch=arguments.batch[0],
         size=tuple(arguments.size),
-        objects=arguments.objects,
+        objects=arguments.objects if "detector" in kinds.values() else None,
         precision=arguments.precision,
         compiled=arguments.compile,
     )
-    records = _sweeps(arguments, setting) if arguments.sweep else _tables(arguments, setting)
-    if arguments.json:
-        path = Path(arguments.json)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        content = {"machine": about, "memory": memory_kind(device), "repeats": arguments.repeats, "rows": records}
-        path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    _require_models(arguments, setting)
+    _require_files(arguments)
+    about = f"{machine(device, arguments.precision)}{', compiled' if arguments.compile else ''}"
+    print(about, flush=True)
+    rows: list[dict] = []
+    content = {"machine": about, "memory": memory_kind(device), "repeats": arguments.repeats, "rows": rows}
+    try:
+        for some in _sweeps(arguments, setting) if arguments.sweep else _tables(arguments, setting):
+            rows += some
+            if arguments.json:
+                write_json(Path(arguments.json), content)
+    except KeyboardInterrupt:
+        written = f"; written: {arguments.json}" if arguments.json and rows else ""
+        print(f"stopped after {len(rows)} rows{written}")
+        return 130
     return 0
 
 
-def _sweeps(arguments: argparse.Namespace, setting: Setting) -> list[dict]:
-    """All that is asked for, one after another; each is written as soon as it is measured."""
-    records = []
+def _sweeps(arguments: argparse.Namespace, setting: Setting) -> Iterator[list[dict]]:
+    """All that is asked for, one after another; each point is written, and handed on, as soon as it is measured."""
+    folder = Path(arguments.output or OUTPUT)
     for name in dict.fromkeys(arguments.sweep):
-        values = arguments.grid or AXES[name].grid
-        points = sweep(arguments.models, AXES[name], values, setting, arguments.repeats)
-        records += report(name, points, Path(arguments.output))
-    return records
+        points: list[tuple[int, Measured]] = []
+        files = f"written: {folder / f'{name}.png'}, {folder / f'{name}.json'}"
+        with _shown(points, lambda found, name=name, files=files: f"{report(name, found)}\n{files}"):
+            values = arguments.grid or AXES[name].grid
+            for some in sweep(arguments.models, AXES[name], values, setting, arguments.repeats):
+                points += some
+                write(name, points, folder)
+                yield records(name, some)
 
 
-def _tables(arguments: argparse.Namespace, setting: Setting) -> list[dict]:
-    """Answers, where it is asked for training, and the answers' stages, at every batch size."""
-    settings = [replace(setting, batch=batch) for batch in dict.fromkeys(arguments.batch)]
-    records: list[dict] = []
+def _tables(arguments: argparse.Namespace, setting: Setting) -> Iterator[list[dict]]:
+    """Answers, where it is asked for training, and the answers' stages, at every batch size, as soon as each is measured."""
+    settings = [replace(setting, batch=batch) for batch in arguments.batch]
     for work in ("inference", "training") if arguments.training else ("inference",):
-        rows = [row for each in settings for row in measure(arguments.models, work, each, arguments.repeats)]
-        print(f"\n{_title(work, setting)}\n{text_table(rows)}", flush=True)
-        records += [row.record() | {"faster": faster(row, rows)} for row in rows]
-    splits = [split for each in settings for split in measure_stages(arguments.models, each, arguments.repeats)]
-    print(f"\nstages of inference in ms, op by op\n{stage_table(splits)}")
+        rows: list[Measured] = []
+        title = f"{work}, {pixels(work, setting)}"
+        with _shown(rows, lambda found, title=title: f"{title}\n{text_table(found)}"):
+            for each in settings:
+                some = measure(arguments.models, work, each, arguments.repeats)
+                rows += some
+                yield [row.record() | {"faster": faster(row, some)} for row in some]
+    splits: list[Split] = []
+    with _shown(splits, lambda found: f"stages of inference in ms, op by op\n{stage_table(found)}"):
+        for each in settings:
+            some = measure_stages(arguments.models, each, arguments.repeats)
+            splits += some
+            yield [vars(split) for split in some]
     print(f"\nMiB: {memory_kind(torch.device(setting.device))}")
-    return records + [vars(split) for split in splits]
 
 
-def _title(work: str, setting: Setting) -> str:
-    learnt = f", {setting.objects} objects a picture" if work == "training" else ""
-    return f"{work}, {setting.size[0]}x{setting.size[1]}{learnt}"
+@contextmanager
+def _shown(rows: list[R], text: Callable[[list[R]], str]) -> Iterator[None]:
+    """At the end, the rows that are there by then are printed; also where Ctrl-C or an error is the end."""
+    try:
+        yield
+    finally:
+        if rows:
+            print(f"\n{text(rows)}", flush=True)
 
 
 def text_table(rows: Sequence[Measured]) -> str:
@@ -136,7 +161,7 @@ def text_table(rows: Sequence[Measured]) -> str:
     for row in rows:
         numbers = [number(row.ms, 1), number(row.rate, 1), number(row.floor_ms, 1), number(row.to_floor, 2)]
         numbers += [number(faster(row, rows), 2), number(row.memory, 0)]
-        lines.append([row.model, str(row.setting.batch), *numbers])
+        lines.append([row.model, str(row.batch), *numbers])
     return aligned(lines)
 
 
@@ -149,21 +174,20 @@ def faster(row: Measured, rows: Sequence[Measured]) -> float | None:
 
 def stage_table(splits: Sequence[Split]) -> str:
     """Milliseconds of each stage; a dash where a model has none of that name."""
-    stages = [*LOADING, *shown(splits)]
+    stages = [*LOADING, *shown([split.stages for split in splits])]
     lines = [["model", "batch", *stages]]
     for split in splits:
         lines.append([split.model, str(split.batch), *(number(split.stages.get(stage), 1) for stage in stages)])
     return aligned(lines)
 
 
-def _check(arguments: argparse.Namespace) -> None:
+def _check(arguments: argparse.Namespace, kinds: Mapping[str, Kind]) -> None:
     """Options that do not go together, before anything is built.
 
     Raises:
         DataError: says which.
     """
     models, sweeps = arguments.models, arguments.sweep or []
-    kinds = {spec: kind_of(spec) for spec in models}
     if captioners := [spec for spec in models if kinds[spec] == "captioner"]:
         raise DataError(f"{captioners[0]} writes sentences: only detectors and segmenters are timed here")
     if arguments.compile and all(spec.startswith(PEERS) for spec in models):
@@ -172,6 +196,12 @@ def _check(arguments: argparse.Namespace) -> None:
         )
     if arguments.grid and len(set(sweeps)) != 1:
         raise DataError("--grid gives the values of one sweep: name it, --sweep batch say")
+    if sweeps and arguments.training:
+        raise DataError("--sweep measures training in any case: leave out --training")
+    if sweeps and len(arguments.batch) > 1:
+        raise DataError(f"--batch {' '.join(map(str, arguments.batch))}: a sweep is at one of them; or --sweep batch")
+    if arguments.output and not sweeps:
+        raise DataError(f"--output {arguments.output} is for the files of a sweep: add --sweep, or take --json FILE")
     for name in sweeps:
         if wrong := [value for value in arguments.grid or () if value < AXES[name].least]:
             raise DataError(f"--grid {wrong[0]}: a sweep over the {name} starts from {AXES[name].least}")
@@ -181,6 +211,36 @@ def _check(arguments: argparse.Namespace) -> None:
         raise DataError(
             f"--sweep classes: {known[0]} knows its classes from its weights; name a model without any, {MODELS[0]} say"
         )
+
+
+def _require_models(arguments: argparse.Namespace, setting: Setting) -> None:
+    """Makes each model once: what is wrong with the last one is said before the first is measured.
+
+    Raises:
+        DataError, WeightsError: as `built`.
+    """
+    classes = 1 if "classes" in (arguments.sweep or ()) else None
+    for spec in arguments.models:
+        built(spec, replace(setting, device="cpu", classes=classes))
+
+
+def _require_files(arguments: argparse.Namespace) -> None:
+    """Sees to it that what is measured can be written; folders are made, files are left as they are.
+
+    Raises:
+        DataError: names the file.
+    """
+    files = [Path(arguments.json)] if arguments.json else []
+    files += [Path(arguments.output or OUTPUT) / f"{name}.json" for name in arguments.sweep or ()]
+    for path in files:
+        known = path.exists()
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.open("a").close()
+        except OSError as error:
+            raise DataError(f"{path} cannot be written ({error.strerror}): name another file") from error
+        if not known:
+            path.unlink()
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
@@ -194,7 +254,7 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
         "models", metavar="MODEL", nargs="*", help=f"a checkpoint, NAME[@WEIGHTS] or torchvision:… ({' '.join(MODELS)})"
     )
     add("--size", type=positive, nargs=2, metavar=("H", "W"), default=(800, 1216), help="of the pictures (800 1216)")
-    add("--batch", type=positive, nargs="+", default=[1, 8], metavar="B", help="pictures at a time (1 8)")
+    add("--batch", type=positive, nargs="+", metavar="B", help="pictures at a time (1 8; in a sweep 1)")
     add("--objects", type=whole, default=8, metavar="N", help="to learn from in each picture (8)")
     add("--training", action="store_true", help="time steps of training too")
     add("--precision", choices=get_args(Precision), default="auto", help="of both sides (auto: bfloat16 where it pays)")
@@ -203,13 +263,9 @@ def _arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--device", help="cuda, cuda:1, mps or cpu; by default the best there is")
     add("--json", metavar="FILE", help="write all that was measured here too, with every round's time")
     sweeps = parser.add_argument_group("cost against work")
-    sweeps.add_argument(
-        "--sweep", choices=AXES, nargs="+", help="in place of the tables; the rest at the first --batch"
-    )
+    sweeps.add_argument("--sweep", choices=AXES, nargs="+", help="in place of the tables; the rest at one --batch")
     sweeps.add_argument("--grid", type=whole, nargs="+", metavar="VALUE", help="other values than the sweep's own")
-    sweeps.add_argument(
-        "--output", metavar="FOLDER", default="runs/speed", help="of NAME.png and NAME.json (runs/speed)"
-    )
+    sweeps.add_argument("--output", metavar="FOLDER", help=f"of NAME.png and NAME.json ({OUTPUT})")
     return parser.parse_args(argv)
 
 

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from sightline.tools.benchmark_measure import Measured, measure
+from sightline.tools.benchmark_measure import Measured, measure, write_json
 from sightline.tools.benchmark_plots import Curve, plot_sweep
 from sightline.tools.benchmark_work import Setting
 from sightline.tools.timing import aligned, number
@@ -78,14 +77,11 @@ class Growth:
 
 def sweep(
     specs: Sequence[str], axis: Axis, values: Sequence[int], setting: Setting, repeats: int
-) -> list[tuple[int, Measured]]:
-    """Every model's work at every value, ascending; points that the memory does not hold are left out."""
-    return [
-        (value, row)
-        for value in sorted(set(values))
-        for work in axis.works
-        for row in measure(specs, work, axis.at(setting, value), repeats)
-    ]
+) -> Iterator[list[tuple[int, Measured]]]:
+    """Every model's work at every value, ascending, as soon as it is measured; without what the memory does not hold."""
+    for value in sorted(set(values)):
+        for work in axis.works:
+            yield [(value, row) for row in measure(specs, work, axis.at(setting, value), repeats)]
 
 
 def curves(points: Sequence[tuple[int, Measured]]) -> dict[tuple[str, str], list[tuple[int, Measured]]]:
@@ -139,18 +135,23 @@ def growth_table(name: str, found: Sequence[Growth]) -> str:
     return f"{aligned(lines, left=3)}\nfaster than linearly with the {what} grows: {told or 'nothing'}"
 
 
-def report(name: str, points: Sequence[tuple[int, Measured]], folder: Path) -> list[dict]:
-    """Prints a sweep, and writes it to NAME.png and NAME.json of a folder. Returns what is in the latter."""
-    axis, found = AXES[name], growths(AXES[name], points)
-    print(f"\n{points_table(name, points)}\n\n{growth_table(name, found)}")
-    folder.mkdir(parents=True, exist_ok=True)
-    drawn = [Curve(model, work, *_columns(rows)) for (model, work), rows in curves(points).items()]
+def report(name: str, points: Sequence[tuple[int, Measured]]) -> str:
+    """Both tables of a sweep."""
+    return f"{points_table(name, points)}\n\n{growth_table(name, growths(AXES[name], points))}"
+
+
+def write(name: str, points: Sequence[tuple[int, Measured]], folder: Path) -> None:
+    """A sweep, or what there is of it so far, as NAME.png and NAME.json of a folder."""
+    axis, found = AXES[name], curves(points)
+    drawn = [Curve(model, work, *_columns(rows)) for (model, work), rows in found.items()]
     plot_sweep(drawn, folder / f"{name}.png", name=axis.name, work=axis.work)
-    records = [row.record() | {"sweep": name, "value": value} for value, row in points]
-    content = {"points": records, "growth": [vars(one) for one in found]}
-    (folder / f"{name}.json").write_text(json.dumps(content, indent=2), encoding="utf-8")
-    print(f"written: {folder / f'{name}.png'}, {folder / f'{name}.json'}")
-    return records
+    content = {"points": records(name, points), "growth": [vars(one) for one in growths(axis, points)]}
+    write_json(folder / f"{name}.json", content)
+
+
+def records(name: str, points: Sequence[tuple[int, Measured]]) -> list[dict]:
+    """Points for JSON."""
+    return [row.record() | {"sweep": name, "value": value} for value, row in points]
 
 
 def _columns(rows: Sequence[tuple[int, Measured]]) -> tuple[list[int], list[float], list[float | None]]:

@@ -8,7 +8,8 @@ Letters: B pictures, N objects of each, H, W pixels of the frame.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, NamedTuple
@@ -42,7 +43,7 @@ class Setting:
         device: where.
         batch: B.
         size: (height, width) of the pictures.
-        objects: N, to learn from; segmenters learn from a label for each pixel.
+        objects: N, to learn from; None where all models are segmenters, which learn from a label for each pixel.
         classes: C, of models of random weights; None for what each knows by itself.
         precision: see `mixed`; of both sides.
         compiled: ours and the floors are compiled, each as one graph; torchvision's networks cannot be.
@@ -51,10 +52,14 @@ class Setting:
     device: str
     batch: int = 1
     size: tuple[int, int] = (800, 1216)
-    objects: int = 8
+    objects: int | None = 8
     classes: int | None = None
     precision: Precision = "auto"
     compiled: bool = False
+
+
+class TooSmall(DataError):
+    """The pictures are too few and too small to learn from."""
 
 
 class Work(NamedTuple):
@@ -169,7 +174,8 @@ def _compile_answer(model: Model, recorded: bool) -> None:
 def training(model: Model, batch: Batch, setting: Setting, *, floored: bool = True) -> Work:
     """Steps of training in which all weights learn: forward, losses, backward, and SGD with momentum.
 
-    The rate is zero, so that each round has the same work to do.
+    The rate is zero, so that each round has the same work to do. Where a batch norm gets one value of a channel, a step raises
+    `TooSmall`.
     """
     floor = _floor(model, batch, setting, recorded=False) if floored else None
     model.train().requires_grad_(True)
@@ -177,7 +183,7 @@ def training(model: Model, batch: Batch, setting: Setting, *, floored: bool = Tr
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0, momentum=0.9)
 
     def step() -> None:
-        with mixed(setting.device, setting.precision):
+        with mixed(setting.device, setting.precision), _large_enough(setting):
             loss = torch.stack(list(losses().values())).sum()
         optimizer.zero_grad()
         loss.backward()
@@ -190,6 +196,19 @@ def training(model: Model, batch: Batch, setting: Setting, *, floored: bool = Tr
         torch.stack([each.float().mean() for each in maps]).sum().backward()
 
     return Work(model, step, None if floor is None else bare_step)
+
+
+@contextmanager
+def _large_enough(setting: Setting) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        raise TooSmall(
+            f"a batch norm cannot learn from the one value that a batch of {setting.batch} of {setting.size[0]}x"
+            f"{setting.size[1]} pixels leaves of a channel: take --batch {setting.batch + 1} or a larger --size"
+        ) from error
 
 
 def _losses(model: Model, batch: Batch, setting: Setting) -> Callable[[], dict[str, Tensor]]:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from multiprocessing import get_context, resource_tracker
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+
+from sightline.datasets.table import DataError
 
 STATUS = Path("/proc/self/status")  # Linux's figures on a process
 Prepare = Callable[..., tuple[nn.Module, Callable[[], object]]]
@@ -35,6 +39,19 @@ def _bytes(model: nn.Module) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in (*model.parameters(), *model.buffers()))
 
 
+class Killed(ChildProcessError):
+    """The process that worked alone was ended by a signal, whose number it is made with."""
+
+    def __init__(self, number: int) -> None:
+        likely = ", most likely for want of memory" if number == signal.SIGKILL else ""
+        super().__init__(f"killed by signal {number} ({signal.strsignal(number)}){likely}")
+
+
+def out_of_memory(error: Exception) -> bool:
+    """Whether an error says so; on a CPU torch has no class for it."""
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "CPUAllocator" in str(error)
+
+
 def resident(prepare: Prepare, *arguments: Any) -> float | None:
     """MiB that a model's work takes at most in a process that does nothing else; None where the system does not tell.
 
@@ -44,12 +61,52 @@ def resident(prepare: Prepare, *arguments: Any) -> float | None:
         arguments: of `prepare`, of plain values and arrays.
 
     Raises:
-        BrokenProcessPool: the process was killed, most likely for want of memory.
+        Killed: the process was killed.
+        DataError: as `prepare` and the work.
+        RuntimeError: the memory did not suffice; or another fault, of which the process has printed its traceback.
     """
     if not STATUS.exists():
         return None
-    with ProcessPoolExecutor(1, get_context("spawn")) as process:
-        return process.submit(_growth, prepare, arguments).result()
+    context = get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_report, args=(sender, prepare, arguments), daemon=True)
+    with _left_to_this_process(signal.SIGINT):
+        process.start()
+    sender.close()
+    try:
+        answer = receiver.recv()
+    except EOFError:
+        process.join()
+        if process.exitcode < 0:
+            raise Killed(-process.exitcode) from None
+        raise RuntimeError(f"the process that measures memory ended with exit code {process.exitcode}") from None
+    finally:
+        process.kill()
+        process.join()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+@contextmanager
+def _left_to_this_process(number: signal.Signals) -> Iterator[None]:
+    """Processes started meanwhile never get that signal: a terminal sends Ctrl-C to all, and one answer to it is enough."""
+    resource_tracker.ensure_running()  # its own start, else part of the first process's, lets the signal through again
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {number})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _report(sender: Connection, prepare: Prepare, arguments: tuple) -> None:
+    """Sends the figure, or the error where its message tells all."""
+    try:
+        sender.send(_growth(prepare, arguments))
+    except Exception as error:
+        if not (isinstance(error, DataError) or out_of_memory(error)):
+            raise
+        sender.send(error)
 
 
 def _growth(prepare: Prepare, arguments: tuple) -> float:

@@ -135,9 +135,9 @@ def _noted(owner: Any, name: str, watch: Stopwatch) -> Iterator[None]:
         setattr(owner, name, operator)
 
 
-def shown(rows: Sequence[timing.Timing]) -> list[str]:
-    """The stages that any of these rows came by, in their order: the columns of a table."""
-    return [stage for stage in STAGES if any(stage in row.stages for row in rows)]
+def shown(rows: Sequence[Mapping[str, float]]) -> list[str]:
+    """The stages that any of these rows' times are of, in their order: the columns of a table."""
+    return [stage for stage in STAGES if any(stage in times for times in rows)]
 
 
 def device_of(model: nn.Module) -> torch.device:

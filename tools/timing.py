@@ -25,20 +25,18 @@ WARM_UP = 2  # rounds before any is timed
 
 
 @dataclass
-class Timing:
-    """How fast a model is at one batch size.
+class Timed:
+    """Work of a model on batches of one size.
 
     Attributes:
-        times: ms of each round, from pixels (and proposals) in the host's memory to the final answer.
-        stages: median ms of each stage, see `stages.STAGES`.
-        parameters: how many numbers.
+        model: as on the command line.
+        batch: how many pictures.
+        times: ms of each round.
     """
 
     model: str
     batch: int
     times: list[float]
-    stages: dict[str, float]
-    parameters: int
 
     @property
     def ms(self) -> float:
@@ -49,6 +47,19 @@ class Timing:
     def rate(self) -> float:
         """Pictures a second."""
         return 1000 * self.batch / self.ms
+
+
+@dataclass
+class Timing(Timed):
+    """How fast a model answers, from pixels (and proposals) in the host's memory to the final answer.
+
+    Attributes:
+        stages: median ms of each stage, see `stages.STAGES`.
+        parameters: how many numbers.
+    """
+
+    stages: dict[str, float]
+    parameters: int
 
 
 def pictures(

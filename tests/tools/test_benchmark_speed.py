@@ -1,7 +1,12 @@
 """`sightline benchmark speed`: what is timed, its tables, and the commands."""
 
 import json
+import os
 import re
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -11,13 +16,14 @@ from torch import nn
 from sightline.backbone import WeightsError
 from sightline.datasets.table import DataError
 from sightline.detectors import faster_rcnn, save
+from sightline.tools import benchmark_speed, peak_memory
 from sightline.tools.benchmark_loading import time_loading
-from sightline.tools.benchmark_measure import Measured, Split, measure
+from sightline.tools.benchmark_measure import Measured, Split, described, leaving_out, measure
 from sightline.tools.benchmark_models import build_alike, dictionaries
 from sightline.tools.benchmark_speed import faster, stage_table, text_table
 from sightline.tools.benchmark_work import Setting, batch_for, built, prepare, prepare_alone, random_objects
 from sightline.tools.main import main
-from sightline.tools.peak_memory import STATUS, resident
+from sightline.tools.peak_memory import STATUS, Killed, resident
 
 MOBILE = "torchvision:fasterrcnn_mobilenet_v3_large_fpn"
 LRASPP = "torchvision:lraspp_mobilenet_v3_large"
@@ -140,7 +146,7 @@ def test_what_comes_before_a_model(monkeypatch):
 
 def row(model, ms, floor, *, task="detection", batch=1, memory=None):
     setting = Setting("cpu", batch=batch)
-    return Measured(model, task, model.startswith("torchvision:"), "inference", setting, ms, floor, memory)
+    return Measured(model, batch, ms, task, model.startswith("torchvision:"), "inference", setting, floor, memory)
 
 
 def test_tables():
@@ -194,6 +200,7 @@ def test_segmenters(segmenter, capsys, no_memory):
     assert main(["benchmark", "speed", segmenter, LRASPP, *options]) == 0
     out = capsys.readouterr().out
     assert out.count(f"{LRASPP} ") == 3
+    assert "\ntraining, 40x56\n" in out  # no objects
     assert "NMS" not in out
 
 
@@ -206,8 +213,14 @@ def test_what_does_not_fit_is_left_out(checkpoint, capsys, monkeypatch, no_memor
     monkeypatch.setattr("sightline.tools.benchmark_measure.prepare", prepared)
     rows = measure(["large", checkpoint], "inference", TINY, 1)
     assert [each.model for each in rows] == [checkpoint]
-    assert "inference of large, batch 2, 64x64, 3 objects: out of memory, left out" in capsys.readouterr().out
+    assert "inference of large, batch 2, 64x64: out of memory; left out" in capsys.readouterr().out
     assert measure(["large"], "inference", TINY, 1) == []
+
+
+def test_objects_are_spoken_of_where_they_are_learnt_from():
+    assert described("inference", TINY) == "batch 2, 64x64"
+    assert described("training", TINY) == "batch 2, 64x64, 3 objects a picture"
+    assert described("training", Setting("cpu", objects=None, classes=9)) == "batch 1, 800x1216, 9 classes"
 
 
 def test_other_errors_are_not_hidden(monkeypatch, no_memory):
@@ -230,6 +243,9 @@ def test_other_errors_are_not_hidden(monkeypatch, no_memory):
         (["faster_rcnn", "--grid", "1", "2"], "--grid gives the values of one sweep"),
         (["faster_rcnn", "--grid", "1", "--sweep", "batch", "size"], "--grid gives the values of one sweep"),
         (["faster_rcnn", "--grid", "0", "8", "--sweep", "batch"], "--grid 0: a sweep over the batch starts from 1"),
+        (["faster_rcnn", "--sweep", "batch", "--training"], "leave out --training"),
+        (["faster_rcnn", "--sweep", "size", "--batch", "1", "8"], "--batch 1 8: a sweep is at one of them"),
+        (["faster_rcnn", "--output", "folder"], "--output folder is for the files of a sweep"),
         ([LRASPP, "--sweep", "objects"], "learns a label for each pixel, whatever the number of objects"),
         (["faster_rcnn@a.pth", "--sweep", "classes"], "faster_rcnn@a.pth knows its classes from its weights"),
     ],
@@ -268,13 +284,115 @@ def test_help_has_the_commands_of_the_whole_table(capsys):
     assert max(map(len, out.splitlines())) <= 132
 
 
-def test_stopped(monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["measure", "measure_stages"])
+def test_what_was_measured_before_ctrl_c_is_kept(name, checkpoint, tmp_path, monkeypatch, capsys, no_memory):
+    """Written, shown, and the command ends as all do."""
+    real, path = getattr(benchmark_speed, name), tmp_path / "table.json"
+
+    def second_stops(specs, *arguments):
+        if path.exists() and any(setting.batch == 2 for setting in arguments if isinstance(setting, Setting)):
+            raise KeyboardInterrupt
+        return real(specs, *arguments)
+
+    monkeypatch.setattr(benchmark_speed, name, second_stops)
+    options = ["--size", "64", "64", "--batch", "1", "2", "--repeats", "1", "--device", "cpu", "--json", str(path)]
+    assert main(["benchmark", "speed", checkpoint, *options]) == 130
+    rows = json.loads(path.read_text())["rows"]
+    assert [(row.get("work"), row["batch"]) for row in rows] == {
+        "measure": [("inference", 1)],
+        "measure_stages": [("inference", 1), ("inference", 2), (None, 1)],
+    }[name]
+    out = capsys.readouterr().out
+    assert out.count(checkpoint) == len(rows)
+    assert out.endswith(f"stopped after {len(rows)} rows; written: {path}\n")
+    assert os.listdir(tmp_path) == ["table.json"]
+
+
+def test_stopped_at_once(monkeypatch, tmp_path, capsys):
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("sightline.tools.benchmark_speed.measure", stop)
-    assert main(["benchmark", "speed", "faster_rcnn", "--device", "cpu"]) == 130
-    assert "stopped" in capsys.readouterr().err
+    monkeypatch.setattr(benchmark_speed, "measure", stop)
+    options = ["--device", "cpu", "--json", str(tmp_path / "table.json")]
+    assert main(["benchmark", "speed", "yolox_nano", *options]) == 130
+    assert capsys.readouterr().out.endswith("stopped after 0 rows\n")
+    assert not list(tmp_path.iterdir())
+
+
+def test_all_models_are_known_before_the_first_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_speed, "measure", lambda *_: pytest.fail("measured"))
+    (tmp_path / "broken.ckpt").write_bytes(b"nothing")
+    for second, message in (
+        ("faster_rcn", "no model 'faster_rcn'"),
+        ("yolox_nano@absent.pth", "absent.pth"),
+        (str(tmp_path / "broken.ckpt"), "broken.ckpt"),
+        (f"{MOBILE}@absent.pth", "absent.pth"),
+        ("classifier", "is a model of classification"),
+    ):
+        assert main(["benchmark", "speed", "yolox_nano", second, "--device", "cpu"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_written_are_known_before_anything_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(benchmark_speed, "measure", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr(benchmark_speed, "sweep", lambda *_: pytest.fail("measured"))
+    (tmp_path / "file").write_text("kept")
+    for options in (
+        ["--json", str(tmp_path)],
+        ["--json", str(tmp_path / "file" / "table.json")],
+        ["--sweep", "batch", "--output", str(tmp_path / "file")],
+    ):
+        assert main(["benchmark", "speed", "yolox_nano", "--device", "cpu", *options]) == 2
+        assert options[-1] in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+@pytest.mark.parametrize("memory", ["no_memory", "nothing"])
+def test_pictures_too_small_to_learn_from(memory, checkpoint, monkeypatch, capsys):
+    """Of 32x32 pixels a single cell is left; in a process of its own, and where memory cannot be had."""
+    if memory == "no_memory":
+        monkeypatch.setattr(peak_memory, "STATUS", Path("nowhere"))
+    tiny = Setting("cpu", batch=1, size=(32, 32))
+    assert measure([MOBILE], "training", tiny, 1) == []
+    out = capsys.readouterr().out
+    assert f"training of {MOBILE}, batch 1, 32x32, 8 objects a picture: a batch norm cannot learn" in out
+    assert "32x32 pixels leaves of a channel: take --batch 2 or a larger --size; left out" in out
+
+
+def test_processes_that_are_killed(capfd):
+    if not STATUS.exists():
+        pytest.skip("only Linux tells")
+    with pytest.raises(Killed, match=r"^killed by signal 9 \(Killed\), most likely for want of memory$"):
+        resident(signal.raise_signal, signal.SIGKILL)
+    with leaving_out("one"):
+        raise Killed(signal.SIGTERM)
+    assert capfd.readouterr().out == "one: killed by signal 15 (Terminated); left out\n"
+    with pytest.raises(RuntimeError, match="ended with exit code 1"):
+        resident(int, "nothing that can be measured")
+    assert "nothing that can be measured" in capfd.readouterr().err
+
+
+def test_ctrl_c_while_memory_is_measured_is_quiet(tmp_path):
+    """A terminal sends it to every process of the command."""
+    if not STATUS.exists():
+        pytest.skip("only Linux tells")
+    flag = tmp_path / "flag"
+    (tmp_path / "job.py").write_text(
+        f"import pathlib, time\ndef wait():\n    pathlib.Path({str(flag)!r}).touch()\n    time.sleep(600)\n"
+    )
+    code = (
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import job; from sightline.tools.peak_memory import resident\n"
+        "try: resident(job.wait)\n"
+        "except KeyboardInterrupt: print('stopped')"
+    )
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
+    with subprocess.Popen([sys.executable, "-c", code], cwd=tmp_path, **options) as process:
+        while not flag.exists():
+            assert process.poll() is None, process.stderr.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate(timeout=60) == ("stopped\n", "")
 
 
 def test_no_model_downloads(monkeypatch):

@@ -1,7 +1,6 @@
 """Cost against work: sweeps, the powers they grow by, and their charts."""
 
 import json
-from pathlib import Path
 
 import cv2
 import numpy as np
@@ -11,7 +10,7 @@ import torch
 from sightline.detectors import faster_rcnn, save
 from sightline.tools.benchmark_measure import Measured
 from sightline.tools.benchmark_plots import Curve, plot_sweep
-from sightline.tools.benchmark_sweep import AXES, exponent, growth_table, growths, report, sweep
+from sightline.tools.benchmark_sweep import AXES, exponent, growth_table, growths, records, report, sweep, write
 from sightline.tools.benchmark_work import Setting
 from sightline.tools.main import main
 
@@ -20,7 +19,7 @@ TINY = Setting("cpu", size=(64, 64))
 
 def point(value, ms, memory, *, model="ours", work="training"):
     peer = model.startswith("torchvision:")
-    return value, Measured(model, "detection", peer, work, TINY, [ms], [ms / 2], memory)
+    return value, Measured(model, 1, [ms], "detection", peer, work, TINY, [ms / 2], memory)
 
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
@@ -70,7 +69,8 @@ def test_points_come_in_order_and_without_those_that_did_not_fit(monkeypatch):
         return [] if setting.objects == 8 else [point(0, 1.0, None, work=work)[1]]
 
     monkeypatch.setattr("sightline.tools.benchmark_sweep.measure", measure)
-    assert [value for value, _ in sweep(["a"], AXES["objects"], [64, 8, 0, 64], TINY, 1)] == [0, 64]
+    points = list(sweep(["a"], AXES["objects"], [64, 8, 0, 64], TINY, 1))
+    assert [[value for value, _ in some] for some in points] == [[0], [], [64]]
 
 
 def test_whole_command(tmp_path, capsys, monkeypatch):
@@ -123,7 +123,7 @@ def test_batches_and_classes(tmp_path, monkeypatch, capsys):
         assert asked == [(work, *each) for each in expected for work in ("inference", "training")]
         assert json.loads((tmp_path / f"{name}.json").read_text()) == {"points": [], "growth": []}
         assert (tmp_path / f"{name}.png").stat().st_size > 0
-    assert "out of memory, left out" in capsys.readouterr().out
+    assert "out of memory; left out" in capsys.readouterr().out
 
 
 def test_chart(tmp_path):
@@ -138,12 +138,53 @@ def test_chart(tmp_path):
     assert colours(tmp_path / "all.png") > colours(tmp_path / "none.png")
 
 
+@pytest.mark.filterwarnings("error")
+def test_a_chart_of_what_was_measured(tmp_path):
+    """Where nobody tells how much memory is taken, there is no panel for it."""
+    curves = [Curve("ours", "training", [1, 8], [10.0, 11.0], memory) for memory in ([None, None], [None, 5.0])]
+    widths = []
+    for curve in curves:
+        plot_sweep([curve], tmp_path / "chart.png", name="pictures of a batch", work=lambda value: value)
+        widths.append(cv2.imread(str(tmp_path / "chart.png")).shape[1])
+    assert widths[0] < 0.7 * widths[1]
+
+
 def test_reports_of_models_that_ran_out_early(tmp_path):
     points = [point(1, 5.0, 10.0), point(1, 9.0, 20.0, model="torchvision:a"), point(4, 9.0, 12.0)]
-    records = report("batch", points, Path(tmp_path))
-    assert [(one["model"], one["value"]) for one in records] == [("ours", 1), ("torchvision:a", 1), ("ours", 4)]
-    growth = json.loads((tmp_path / "batch.json").read_text())["growth"]
-    assert [one["exponent"] is None for one in growth] == [False, False, True, True]
+    write("batch", points, tmp_path)
+    content = json.loads((tmp_path / "batch.json").read_text())
+    assert content["points"] == json.loads(json.dumps(records("batch", points)))
+    assert [(one["model"], one["value"]) for one in content["points"]] == [
+        ("ours", 1),
+        ("torchvision:a", 1),
+        ("ours", 4),
+    ]
+    assert [one["exponent"] is None for one in content["growth"]] == [False, False, True, True]
+    assert report("batch", points).count("torchvision:a") == 3
+
+
+@pytest.mark.parametrize("end", [KeyboardInterrupt, RuntimeError("a fault")])
+def test_points_are_kept_whatever_ends_the_sweep(end, tmp_path, monkeypatch, capsys):
+    def measure(specs, work, setting, repeats):
+        if setting.batch == 4:
+            raise end
+        return [point(0, 1.0, None, work=work)[1]]
+
+    monkeypatch.setattr("sightline.tools.benchmark_sweep.measure", measure)
+    options = ["--sweep", "batch", "--output", str(tmp_path / "out"), "--json", str(tmp_path / "all.json")]
+    command = ["benchmark", "speed", "yolox_nano", "--device", "cpu", *options]
+    if end is KeyboardInterrupt:
+        assert main(command) == 130
+    else:
+        with pytest.raises(RuntimeError, match="a fault"):
+            main(command)
+    points = json.loads((tmp_path / "out" / "batch.json").read_text())["points"]
+    assert [(one["value"], one["work"]) for one in points] == [
+        (value, work) for value in (1, 2) for work in ("inference", "training")
+    ]
+    assert json.loads((tmp_path / "all.json").read_text())["rows"] == points
+    assert colours(tmp_path / "out" / "batch.png") > 20
+    assert capsys.readouterr().out.count("inference") == 3  # two points and their growth
 
 
 def colours(path):
