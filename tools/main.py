@@ -86,6 +86,9 @@ def _quiet() -> None:
     ):
         warnings.filterwarnings("ignore", message=message)
     tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
+    # On a machine that has CUDA's compiler and no GPU, whenever something is compiled.
+    compiling = logging.getLogger("torch.utils.cpp_extension")
+    compiling.addFilter(lambda record: "No CUDA runtime is found" not in record.getMessage())
     tips.addFilter(lambda record: "Tip:" not in record.getMessage())  # advertisements of other products
 
 

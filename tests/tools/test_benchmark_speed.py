@@ -1,6 +1,7 @@
 """`sightline benchmark speed`: what is timed, its tables, and the commands."""
 
 import json
+import logging
 import os
 import re
 import signal
@@ -393,6 +394,15 @@ def test_ctrl_c_while_memory_is_measured_is_quiet(tmp_path):
             time.sleep(0.05)
         os.killpg(process.pid, signal.SIGINT)
         assert process.communicate(timeout=60) == ("stopped\n", "")
+
+
+def test_compiling_on_a_cpu_says_nothing_of_cuda():
+    """Torch warns where CUDA's compiler is installed; what else it says there is let through."""
+    assert main(["benchmark", "speed", "faster_rcn"]) == 2
+    log = logging.getLogger("torch.utils.cpp_extension")
+    for text in ("No CUDA runtime is found, using CUDA_HOME='/usr/local/cuda'", "another warning"):
+        record = log.makeRecord(log.name, logging.WARNING, "", 0, text, (), None)
+        assert bool(log.filter(record)) == (text == "another warning")
 
 
 def test_no_model_downloads(monkeypatch):
