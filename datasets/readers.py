@@ -204,6 +204,8 @@ def _sentences_at(path: Path) -> str:
 
 
 def _near(path: Path) -> str:
+    if str(path) == "shapes":
+        return "; the built-in shapes are drawn when they are needed, and have no files"
     return nearest(path.name, [child.name for child in path.parent.iterdir()]) if path.parent.is_dir() else ""
 
 

@@ -141,9 +141,8 @@ def read_coco_truth(path: str | Path, *, masks: bool = False) -> tuple[Truth, li
     path = Path(path)
     content = load_json(path)
     if not isinstance(content, dict) or not {"images", "annotations", "categories"} <= content.keys():
-        raise DataError(
-            f"{path}: expected a COCO object with images, annotations and categories, got a {kind(content)}"
-        )
+        got = "one without" if isinstance(content, dict) else f"a {kind(content)}"
+        raise DataError(f"{path}: expected a COCO object with images, annotations and categories, got {got}")
     categories, images, annotations = (content[key] for key in ("categories", "images", "annotations"))
     for key in ("images", "annotations", "categories"):
         if not isinstance(content[key], list):

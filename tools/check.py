@@ -14,6 +14,7 @@ import sys
 
 from sightline.datasets.checks import check
 from sightline.tools.command_options import OptionsParser
+from sightline.tools.main import run
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -40,4 +41,4 @@ def main(argv: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("check", sys.argv[1:]))

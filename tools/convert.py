@@ -34,6 +34,7 @@ from sightline.datasets.voc import write_voc
 from sightline.datasets.yolo import write_yolo
 from sightline.tools.command_options import OptionsParser
 from sightline.tools.convert_masks import require_parts, source_of, write_masks
+from sightline.tools.main import run
 
 FORMATS = ("coco", "voc", "yolo", "folders", "masks")
 
@@ -41,19 +42,15 @@ FORMATS = ("coco", "voc", "yolo", "folders", "masks")
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
     arguments = _parser().parse_args(argv)
-    try:
-        tables = convert(
-            arguments.data,
-            arguments.to,
-            arguments.out,
-            split=arguments.split,
-            link=arguments.link,
-            categories=arguments.categories or arguments.commonest,
-            crops=_crops(arguments),
-        )
-    except DataError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    tables = convert(
+        arguments.data,
+        arguments.to,
+        arguments.out,
+        split=arguments.split,
+        link=arguments.link,
+        categories=arguments.categories or arguments.commonest,
+        crops=_crops(arguments),
+    )
     for split, table in tables.items():
         print(f"{split}: {table.describe()}")
         print(table.problems.summary(), end="\n" if table.problems.counts else "")
@@ -256,4 +253,4 @@ def _place(path: Path, target: Path, link: bool) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run("convert", sys.argv[1:]))

@@ -59,7 +59,8 @@ def run(tool: str, argv: list[str]) -> int:
             told = told.__cause__  # jsonargparse wraps what the constructors of options say in a list of types
         if told is None:
             raise
-        print(f"sightline {tool}: {told}", file=sys.stderr)
+        named = isinstance(told, OSError) and told.filename is not None
+        print(f"sightline {tool}: {f'{told.filename}: {told.strerror}' if named else told}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print(f"\nsightline {tool}: stopped", file=sys.stderr)
@@ -85,10 +86,10 @@ def _quiet() -> None:
         ".*is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message=message)
-    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     # On a machine that has CUDA's compiler and no GPU, whenever something is compiled.
     compiling = logging.getLogger("torch.utils.cpp_extension")
     compiling.addFilter(lambda record: "No CUDA runtime is found" not in record.getMessage())
+    tips = logging.getLogger("lightning.pytorch.utilities.rank_zero")
     tips.addFilter(lambda record: "Tip:" not in record.getMessage())  # advertisements of other products
 
 

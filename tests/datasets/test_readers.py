@@ -159,6 +159,8 @@ def test_nothing_recognised_says_what_was_looked_for_and_found(tmp_path):
         find(tmp_path / "empty")
     with pytest.raises(DataError, match=r"no such file or folder; did you mean 'empty'\?"):
         find(tmp_path / "emty")
+    with pytest.raises(DataError, match="the built-in shapes are drawn when they are needed"):
+        find("shapes")
     with pytest.raises(DataError, match=r"\.json or YOLO's \.yaml, not \.csv"):
         find(tmp_path / "0.csv")
 

@@ -94,7 +94,7 @@ def test_an_area_that_is_not_given_is_the_boxs(tmp_path, area):
     ("content", "message"),
     [
         ([], "expected a COCO object with images, annotations and categories, got a list"),
-        ({"images": []}, "expected a COCO object"),
+        ({"images": []}, "expected a COCO object with images, annotations and categories, got one without"),
         (
             {"images": [], "categories": [], "annotations": [{"image_id": 1, "category_id": 1, "bbox": [0, 0, 1, 1]}]},
             "record 0: image_id 1 is unknown",

@@ -12,6 +12,7 @@ from sightline.datasets.images import write_image
 from sightline.datasets.readers import read, read_splits
 from sightline.datasets.table import DataError
 from sightline.tools.convert import convert, main
+from sightline.tools.main import run
 
 
 @pytest.mark.parametrize("to", ["coco", "voc", "yolo"])
@@ -76,8 +77,8 @@ def test_errors(real_data, tmp_path, capsys):
             convert(*arguments)
     with pytest.raises(DataError, match="no split 'x'; there are train, val"):
         convert(real_data("coco"), "voc", tmp_path / "new", split="x")
-    assert main([str(tmp_path / "nothing"), "--to", "voc", "--out", str(tmp_path / "new")]) == 1
-    assert "error: " in capsys.readouterr().err
+    assert run("convert", [str(tmp_path / "nothing"), "--to", "voc", "--out", str(tmp_path / "new")]) == 2
+    assert capsys.readouterr().err.startswith("sightline convert: ")
     assert not (tmp_path / "new").exists()
 
 
@@ -161,7 +162,7 @@ def test_errors_of_folders_and_categories(real_data, tmp_path, capsys):
             convert(coco, to, out, **options)
         assert not out.exists()
     for options, message in [(["--margin", "0.1"], "--margin is of crops"), (["--min-side", "9"], "--min-side is of")]:
-        assert main([str(coco), "--to", "folders", "--out", str(out), *options]) == 1
+        assert run("convert", [str(coco), "--to", "folders", "--out", str(out), *options]) == 2
         assert message in capsys.readouterr().err
     with pytest.raises(DataError, match=r"train: no object is left to write\s.*under 9999 pixels"):
         convert(real_data("raccoon"), "folders", out, crops=ObjectCrops(min_side=9999))

@@ -53,3 +53,9 @@ def test_each_tool_also_runs_as_a_file(tool, tmp_path):
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "usage" in done.stdout.lower()
+
+
+def test_a_file_that_cannot_be_opened_is_named_first(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr("sightline.tools.check.check", lambda *_, **__: tmp_path.read_text())
+    assert main(["check", "coco"]) == 2
+    assert capsys.readouterr().err == f"sightline check: {tmp_path}: Is a directory\n"
