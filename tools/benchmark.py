@@ -45,6 +45,7 @@ from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
 from sightline.tools.benchmark_detection import Row, time_models
 from sightline.tools.benchmark_models import build, has_weights, kind_of
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.evaluate import objects
 from sightline.tools.main import run
 from sightline.tools.model_names import Kind
@@ -160,7 +161,7 @@ def write_json(arguments: argparse.Namespace, device: torch.device, rows: Sequen
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline benchmark",
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -43,6 +43,7 @@ from sightline.detectors.proposers import proposer_named
 from sightline.detectors.truncated_svd import truncate_head
 from sightline.evaluation import DetectionCollector
 from sightline.tools.benchmark import machine
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.number_options import positive, whole
 from sightline.training import DetectionTraining, StepDecay
 from sightline.training.region_machines import fit_region_machines
@@ -311,7 +312,7 @@ def about(study: Study) -> str:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline benchmark lineage",
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,

@@ -61,6 +61,7 @@ from sightline.tools.benchmark_measure import Measured, Split, measure, measure_
 from sightline.tools.benchmark_models import PEERS, has_weights, kind_of
 from sightline.tools.benchmark_sweep import AXES, records, report, sweep, write
 from sightline.tools.benchmark_work import Setting, built
+from sightline.tools.command_options import OptionsParser
 from sightline.tools.main import run
 from sightline.tools.model_names import Kind
 from sightline.tools.number_options import positive, whole
@@ -244,7 +245,7 @@ def _require_files(arguments: argparse.Namespace) -> None:
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = OptionsParser(
         prog="sightline benchmark speed",
         description=__doc__.split(":", 1)[1].strip(),
         formatter_class=argparse.RawDescriptionHelpFormatter,
