@@ -35,11 +35,13 @@ class Normalize(nn.Module):
 
     def forward(self, images: Tensor, sizes: Tensor) -> Tensor:
         """(B, 3, H, W) floats from (B, 3, H, W) RGB, uint8 or float in 0..255; sizes (B, 2) are the valid (height, width)."""
-        height, width = images.shape[-2:]
-        rows = torch.arange(height, device=images.device) < sizes[:, 0, None]
-        columns = torch.arange(width, device=images.device) < sizes[:, 1, None]
-        inside = rows[:, None, :, None] & columns[:, None, None, :]
-        normalized = (images.to(self.mean.dtype) / 255 - self.mean) / self.std
-        padding = 0.0 if self.padding is None else (self.padding / 255 - self.mean) / self.std
-        normalized = torch.where(inside, normalized, padding)
-        return normalized.contiguous(memory_format=torch.channels_last)
+        channels, height, width = images.shape[1:]
+        # Over rows of W x 3 numbers, as they lie in memory: over a last dimension of 3 a CPU takes two to three times as long.
+        rows = images.contiguous(memory_format=torch.channels_last).permute(0, 2, 3, 1).flatten(2)
+        mean, std = (value.flatten().repeat(width) for value in (self.mean, self.std))
+        normalized = rows.to(mean.dtype, copy=True).div_(255).sub_(mean).div_(std)
+        padding = 0.0 if self.padding is None else (self.padding / 255 - mean) / std
+        above = torch.arange(height, device=images.device) < sizes[:, 0, None]
+        left = torch.arange(channels * width, device=images.device) < channels * sizes[:, 1, None]
+        normalized = torch.where(above[:, :, None] & left[:, None], normalized, padding)
+        return normalized.unflatten(2, (width, channels)).permute(0, 3, 1, 2)

@@ -35,3 +35,21 @@ def test_padding_of_a_grey():
     assert torch.equal(
         normalize(images, torch.tensor([[4, 6], [3, 2]])), normalize(painted, torch.tensor([[4, 6]] * 2))
     )
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_any_layout_becomes_channels_last(layout):
+    normalize = Normalize((0.4, 0.5, 0.6), (0.2, 0.25, 0.5))
+    images = torch.randint(0, 256, (2, 3, 5, 7), dtype=torch.uint8)
+    out = normalize(images.to(memory_format=layout), torch.tensor([[5, 7], [3, 2]]))
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    expected = (images / 255 - normalize.mean) / normalize.std
+    expected[1, :, 3:], expected[1, :, :, 2:] = 0, 0
+    assert torch.equal(out, expected)
+
+
+def test_a_callers_floats_stay_and_learn():
+    images = torch.full((1, 3, 2, 2), 51.0, requires_grad=True)
+    Normalize((0.5,) * 3, (0.25,) * 3)(images, torch.tensor([[2, 1]])).sum().backward()
+    assert (images == 51).all()
+    torch.testing.assert_close(images.grad[0, 0], torch.tensor([[4 / 255, 0.0], [4 / 255, 0.0]]))
