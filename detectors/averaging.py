@@ -17,14 +17,14 @@ import torch
 
 from ..backbone import WeightsError
 from ..backbone.checkpoint import default_device, load_with
-from .model import Detector
+from ..backbone.model import Model
 
 
 def average_with(
-    builders: Mapping[str, Callable[..., Detector]],
+    builders: Mapping[str, Callable[..., Model]],
     paths: Sequence[str | os.PathLike],
     device: torch.device | str | None,
-) -> Detector:
+) -> Model:
     """See `sightline.detectors.average_weights`."""
     if not paths:
         raise ValueError("there are no checkpoints to average")
@@ -37,7 +37,7 @@ def average_with(
         for name, wanted in first.items():
             if (got := about.get(name)) != wanted:
                 raise WeightsError(
-                    f"{path} cannot be averaged with {paths[0]}: its {name} is {got!r}, there it is {wanted!r}"
+                    f"{path} cannot be averaged with {paths[0]}: its {name} is {got!r:.200}, there it is {wanted!r:.200}"
                 )
         for key, value in model.state_dict().items():
             total[key] = total.get(key, 0) + value.double() if value.is_floating_point() else value
@@ -46,13 +46,9 @@ def average_with(
     return model.to(device or default_device())
 
 
-def _identity(model: Detector) -> dict[str, object]:
+def _identity(model: Model) -> dict[str, object]:
     """What models to be averaged must share. Which stages were trained is no matter."""
     about = model.description()
-    arguments = about["architecture"]["arguments"]
-    return {
-        "architecture": about["architecture"]["name"],
-        **{f"argument {name}": value for name, value in arguments.items() if name != "trainable_stages"},
-        "categories": about["categories"],
-        "resize": about["resize"],
-    }
+    architecture = about.pop("architecture")
+    arguments = {f"argument {name}": v for name, v in architecture["arguments"].items() if name != "trainable_stages"}
+    return {"architecture": architecture["name"], **arguments, **about}

@@ -120,7 +120,7 @@ def load_segmenter(arguments: argparse.Namespace, device: torch.device) -> Segme
     scales = arguments.multiscale or [1.0]
     if arguments.tiles is not None and scales != [1.0]:
         raise DataError("--tiles show a picture at its own size, --multiscale at others: leave one of them out")
-    model = _one(arguments, device)
+    model = load_mean(arguments, device)
     if scales != [1.0] or arguments.flip:
         model = augmented_segmenter(model, scales=scales, flip=arguments.flip)
     if arguments.tiles is not None:
@@ -146,14 +146,18 @@ def load_model(arguments: argparse.Namespace, device: torch.device) -> Detector:
     return model
 
 
-def _one(arguments: argparse.Namespace, device: torch.device) -> Model:
-    """The model of `arguments.checkpoint`, or the mean of several."""
+def load_mean(arguments: argparse.Namespace, device: torch.device) -> Model:
+    """The model of `arguments.checkpoint`, averaged with those of `--average`, in evaluation mode.
+
+    Raises:
+        WeightsError: a file cannot be loaded, or weights cannot be averaged.
+    """
     paths = [arguments.checkpoint, *arguments.average]
     return average_with(MODELS, paths, device).eval() if arguments.average else trained(paths[0], device)
 
 
 def _together(arguments: argparse.Namespace, device: torch.device) -> Detector:
-    model = _one(arguments, device)
+    model = load_mean(arguments, device)
     if model.task == "reconstruction":
         raise DataError(
             f"{arguments.checkpoint} is an autoencoder, which finds nothing to show or to score (its measure is val/loss in "

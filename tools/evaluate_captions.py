@@ -24,13 +24,14 @@ from sightline.evaluation import (
     write_caption_report,
     write_caption_results,
 )
-from sightline.tools import model_names
+from sightline.tools.checkpoints import load_mean
 from sightline.tools.given_options import require_known
 from sightline.training.caption_scoring import score_captions
 
 # The options that mean something, of all that `sightline evaluate` has.
 FOR_CAPTIONERS = {
-    "checkpoint", "data", "split", "beam", "json", "save_predictions", "report", "batch", "workers", "device", "precision",
+    "checkpoint", "average", "data", "split", "beam", "json", "save_predictions", "report", "batch", "workers", "device",
+    "precision",
 }  # fmt: skip
 FOR_RESULTS = {"captions", "truth", "partial", "json", "report"}
 BATCH = 32
@@ -43,7 +44,7 @@ def evaluate_captioner(arguments: argparse.Namespace, given: Set[str]) -> None:
         DataError: an option that means nothing here, or data without sentences.
     """
     require_known(given, FOR_CAPTIONERS, f"{arguments.checkpoint} is a captioner")
-    model = model_names.trained(arguments.checkpoint, usable_device(arguments.device))
+    model = load_mean(arguments, usable_device(arguments.device))
     model.precision = arguments.precision
     table = captioned(arguments.data, arguments.split)
     if table.problems.counts:
@@ -53,7 +54,10 @@ def evaluate_captioner(arguments: argparse.Namespace, given: Set[str]) -> None:
     scored = score_captions(model, table, search=search, **options)
     if arguments.save_predictions:
         write_caption_results(arguments.save_predictions, scored.captions)
-    details = {"captioner": arguments.checkpoint, "data": f"{arguments.data}, {arguments.split}"}
+    details = {
+        "captioner": ", ".join([arguments.checkpoint, *arguments.average]),
+        "data": f"{arguments.data}, {arguments.split}",
+    }
     details["search"] = repr(search or model.search)
     _write(arguments, scored.result, scored.to_dict(), report_inputs(table, details))
 

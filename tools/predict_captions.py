@@ -28,6 +28,7 @@ from sightline.tools.caption_prediction_files import (
     CaptionTable,
     Told,
 )
+from sightline.tools.checkpoints import load_mean
 from sightline.tools.given_options import options
 from sightline.tools.model_names import trained
 from sightline.tools.number_options import positive
@@ -37,7 +38,7 @@ from sightline.tools.prediction_loop import Course, each_picture
 Writer = CaptionedPictures | AttentionPictures | CaptionResults | CaptionTable
 
 FOR_CAPTIONERS = {"beam", "count", "sample", "temperature", "nucleus", "attention", "regions", "region_way"}
-FOR_BOTH = {"checkpoint", "sources", "out", "no_pictures", "json", "csv", "every", "device", "precision"}
+FOR_BOTH = {"checkpoint", "sources", "out", "no_pictures", "json", "csv", "every", "device", "precision", "average"}
 # What an option goes with; without it, it would mean nothing.
 NEEDS = {"temperature": "sample", "nucleus": "sample", "region_way": "regions", "score": "regions"}
 LINES, REGION_LINES = 2, 6  # of the band under a video: for each sentence about the frame, and for all its objects
@@ -105,7 +106,7 @@ def predict_captions(arguments: argparse.Namespace, given: Set[str]) -> int:
     check_options(arguments.checkpoint, given)
     pictures = frames(arguments.sources, arguments.every)
     device = usable_device(arguments.device)
-    model = trained(arguments.checkpoint, device)
+    model = load_mean(arguments, device)
     model.precision = arguments.precision
     model.search = search_of(arguments, model.search)
     regions = _region_finder(arguments, device)

@@ -61,6 +61,27 @@ def test_a_captioner_on_data(checkpoint, data, tmp_path, capsys):
     assert "/5.png" in page
 
 
+def test_the_mean_of_several(checkpoint, data, tmp_path, capsys):
+    model = load(checkpoint)
+    weights = {key: value.clone() for key, value in model.state_dict().items()}
+
+    def scores_of(factor, *options):
+        """Of the model with all that it learns multiplied, alone or averaged."""
+        model.load_state_dict({key: v * factor if v.is_floating_point() else v for key, v in weights.items()})
+        save(model, tmp_path / "other.ckpt")
+        assert main(["evaluate", str(tmp_path / "other.ckpt"), *data, *options, "--device", "cpu"]) == 0
+        return capsys.readouterr().out
+
+    assert scores_of(3.0, "--average", checkpoint) == scores_of(2.0)
+    model.vocabulary = Vocabulary([*model.vocabulary.words[:-1], "zebra"])
+    save(model, tmp_path / "zebra.ckpt")
+    assert main(["evaluate", checkpoint, *data, "--average", str(tmp_path / "zebra.ckpt"), "--device", "cpu"]) == 2
+    error = capsys.readouterr().err
+    assert "cannot be averaged with" in error
+    assert "its words is" in error
+    assert len(error) < 1000
+
+
 def test_the_width_of_the_beam(checkpoint, data, tmp_path, monkeypatch):
     """Of the search that the model brings, the width alone is changed."""
     searches = []

@@ -214,14 +214,14 @@ def test_how_sentences_are_found(models, monkeypatch, folder, tmp_path, options,
     monkeypatch.setattr(
         predict_captions, "tell", lambda model, *_: used.append(model.search) or predict_captions.Tally()
     )
-    load = predict_captions.trained
+    load = predict_captions.load_mean
 
     def greedy(*arguments):
         model = load(*arguments)
         model.search = Greedy(7)
         return model
 
-    monkeypatch.setattr(predict_captions, "trained", greedy)
+    monkeypatch.setattr(predict_captions, "load_mean", greedy)
     main([models["plain"], str(folder), "--no-pictures", "--csv", str(tmp_path / "x.csv"), *options])
     assert used == [expected]
 
@@ -229,7 +229,7 @@ def test_how_sentences_are_found(models, monkeypatch, folder, tmp_path, options,
 DETECTORS_OWN = {
     "track": ["--track"], "tiles": ["--tiles", "64"], "classes": ["--classes", "circle"], "flip": ["--flip"],
     "upturn": ["--upturn"], "multiscale": ["--multiscale", "1"], "svd": ["--svd", "2", "2"],
-    "ensemble": ["--ensemble", "a.ckpt"], "average": ["--average", "a.ckpt"],
+    "ensemble": ["--ensemble", "a.ckpt"],
 }  # fmt: skip
 
 
