@@ -91,7 +91,7 @@ def test_the_width_of_the_beam(checkpoint, data, tmp_path, monkeypatch):
         return score_captions(model, table, search=search, progress=False, **options)
 
     monkeypatch.setattr("sightline.tools.evaluate_captions.score_captions", score)
-    monkeypatch.setattr("sightline.tools.evaluate_captions.model_names.trained", lambda *_: model)
+    monkeypatch.setattr("sightline.tools.evaluate_captions.load_mean", lambda *_: model)
     model = load(checkpoint, device="cpu")
     for own in (Beam(3, most=8, length_power=0.5), Greedy(7)):
         model.search = own
