@@ -1,6 +1,6 @@
 """How far boxes move when a detector answers in bfloat16 instead of float32.
 
-    python benchmarks/precision.py yolox_nano@yolox_nano.onnx coco/val2017/
+    python benchmarks/precision.py yolox_nano@yolox_nano.onnx coco/images/
     python benchmarks/precision.py runs/shapes/1/checkpoints/best.ckpt pictures/ --score 0.5
 
 An object that float32 finds is looked for among bfloat16's of its category, by IoU. One with which none has an IoU of 0.5 is
@@ -10,6 +10,7 @@ lost; of the others it is printed how far the edge moved that moved farthest.
 from __future__ import annotations
 
 import argparse
+import sys
 
 import torch
 from torch import Tensor
@@ -33,6 +34,8 @@ def main() -> None:
     moved = torch.cat([shifts(*pair) for pair in zip(exact, found, strict=True)])
     there = moved[moved.isfinite()]
     print(f"{len(exact)} pictures, {len(moved)} objects, {len(moved) - len(there)} lost; pixels moved:")
+    if len(there) == 0:
+        sys.exit("nothing to compare; choose a lower --score or other pictures")
     print(f"median {there.median():.2f}, ninth decile {there.quantile(0.9):.2f}, farthest {there.max():.2f}")
 
 
