@@ -141,9 +141,9 @@ def build_backbone(
         name: one of `BACKBONES`, or "timm:NAME" for any of timm's.
         norm: "batch", "sync", "group" or "frozen", or a function from channels to a layer.
         weights: of the body, as its classifier has them: a path, an address or a named source ("imagenet"), or a
-            checkpoint of training in which such a body was part of another model. What is not the body's (a
-            classifier's last layers, a detector's heads) is left out, and a pyramid keeps its random weights. None for
-            random weights throughout.
+            checkpoint of training in which such a backbone, or its body alone, was part of another model. What is not the
+            backbone's (a classifier's last layers, a detector's heads) is left out, and a pyramid that the file does not
+            hold keeps its random weights. None for random weights throughout.
         trainable_stages: how many of the body's stages to train, from the last; None trains all. See `freeze_stages`.
         out_stages: which maps, as the network's own builder numbers or names them; None for its usual ones.
         output_stride: of a network whose last stages can be dilated instead of strided, their stride; None for its usual one.
@@ -182,16 +182,19 @@ def _check_choices(name: str, wanted: dict[str, object]) -> None:
 
 
 def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> None:
-    body = backbone.body if isinstance(backbone, (BackboneWithFPN, BackboneWithPAFPN)) else backbone
+    pyramid = isinstance(backbone, (BackboneWithFPN, BackboneWithPAFPN))
+    body = backbone.body if pyramid else backbone
     # A wrapped `features` does not bear that name itself.
     flat = not any(key.startswith("features.") for key in body.state_dict())
+    where = "body." if pyramid else ""
     load_weights(
-        body,
+        backbone,
         weights,
         name=name.split("_fpn")[0].removesuffix("_lite"),
         within=BACKBONE_OF,
-        rename=[(r"^features\.", "")] if flat else [],
-        allow_unexpected=(*TOPS, "fpn."),
+        rename=[*([(r"^features\.", "")] if flat else []), (r"^(?!fpn\.)", where)],
+        allow_missing=("fpn.",) if pyramid else (),
+        allow_unexpected=(*(where + top for top in TOPS), "fpn."),
     )
 
 

@@ -15,6 +15,8 @@ from torchvision.models._meta import _IMAGENET_CATEGORIES
 from sightline.backbone import (
     BACKBONES,
     CLASSIFIERS,
+    FPN,
+    BackboneWithFPN,
     WeightsError,
     build_backbone,
     build_classifier,
@@ -215,6 +217,24 @@ def test_a_classifiers_checkpoint_gives_its_body_to_a_detector(tmp_path):
     assert torch.equal(backbone.body.layer3[0].conv1.weight, classifier.layer3[0].conv1.weight)
     again = build_classifier("resnet18", 4, weights=path)
     assert torch.equal(again.fc.weight, classifier.fc.weight)
+
+
+@pytest.mark.parametrize("name", ["resnet18_fpn", "mobilenet_v2_fpn", "csp_darknet_nano_pafpn"])
+def test_a_pyramid_trained_as_part_of_another_model(name, tmp_path):
+    source = build_backbone(name)
+    state = {f"detector.backbone.{key}": value for key, value in source.state_dict().items()}
+    path = saved({"state_dict": state | {"detector.heads.bias": torch.zeros(2)}}, tmp_path / "best.ckpt")
+    for key, value in build_backbone(name, weights=path).state_dict().items():
+        assert torch.equal(value, source.state_dict()[key]), key
+
+
+def test_a_pyramid_of_other_widths_keeps_its_random_weights(tmp_path, caplog):
+    narrow = BackboneWithFPN(body := build_backbone("resnet18"), FPN(body.channels, 32))
+    state = {f"detector.backbone.{key}": value for key, value in narrow.state_dict().items()}
+    backbone = build_backbone("resnet18_fpn", weights=saved({"state_dict": state}, tmp_path / "best.ckpt"))
+    assert torch.equal(backbone.body.conv1.weight, body.conv1.weight)
+    assert "of another shape: fpn.inner_blocks.0.0.weight (file 32x64x1x1" in caplog.text
+    assert "missing" not in caplog.text
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
