@@ -130,7 +130,7 @@ def one_cycle(
     if network.transformer is not None:
         groups.append({"params": list(network.transformer.parameters()), "lr": rate * localisation_rate})
     peaks = [group["lr"] for group in groups]
-    optimizer = torch.optim.AdamW(groups, weight_decay=0.01)
+    optimizer = torch.optim.AdamW(groups, weight_decay=0.01, fused=True)
     return optimizer, OneCycleLR(optimizer, peaks, total_steps=steps, pct_start=0.2)
 
 
