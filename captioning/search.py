@@ -180,9 +180,9 @@ def _begun(decoder: Decoder, annotations: Annotations, count: int, most: int) ->
 
 def _log_probabilities(logits: Tensor, ended: Tensor) -> Tensor:
     """Of every word, (B, S, V) float32: -inf where it is never said; where a sentence has ended (B, S), PAD is certain."""
-    words = torch.arange(logits.shape[-1], device=logits.device)
+    words, ended = torch.arange(logits.shape[-1], device=logits.device), ended[..., None]
     sayable = (words == END) | (words > UNKNOWN)
-    allowed = torch.where(ended[..., None], words == PAD, sayable)
+    allowed = (ended & (words == PAD)) | (~ended & sayable)
     return logits.float().masked_fill(~allowed, -math.inf).log_softmax(-1)
 
 

@@ -54,10 +54,14 @@ def roi_align(
 
 
 def _fused(features: Sequence[Tensor], rois: Tensor) -> bool:
-    """Whether the kernels may stand in for the plain version; reads no values, and compilers can follow it."""
+    """Whether the kernels may stand in for the plain version; reads no values, and compilers can follow it.
+
+    In a graph exported on a CPU the one operator says what is meant, whatever runs it (`onnx_operators`).
+    """
+    if not features[0].is_cuda:
+        return torch.compiler.is_exporting()
     return (
-        features[0].is_cuda
-        and HAS_TRITON
+        HAS_TRITON
         and len(features) <= MOST_LEVELS
         and features[0].dtype in (torch.float32, torch.bfloat16, torch.float16)
         and all(level.dtype == features[0].dtype for level in features)

@@ -14,6 +14,7 @@ from sightline.datasets.data_module import DetectionData
 from sightline.datasets.images import write_image
 from sightline.datasets.picture_data import Shapes
 from sightline.datasets.structures import Instances
+from sightline.tools.main import main
 
 ROOT = Path(__file__).parent.parent
 
@@ -72,6 +73,8 @@ def test_a_pages_snippets_run_one_after_the_other(page, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     model = MODELS.get(page.stem, detector)().eval()
     detectors.save(model, "best.ckpt")
+    if "best.onnx" in page.read_text("utf-8"):
+        assert main(["export", "best.ckpt"]) == 0
     picture = np.random.default_rng(0).integers(256, size=(64, 64, 3), dtype=np.uint8)
     for name in ("street.jpg", "photo.jpg"):
         write_image(tmp_path / name, picture)

@@ -23,6 +23,7 @@ TOOLS = {
     "check": "everything wrong with a data set, with file names and fixes",
     "convert": "a data set in another format",
     "propose": "boxes that may hold objects, for Fast R-CNN, and how many objects they cover",
+    "export": "a trained model as one graph in a file: ONNX, or torch.export's",
     "inspect": "a model's layers, a data set's contents, what a network looks at",
 }
 MODULES = {"inspect": "inspect_"}  # of another name than the command: Python has an `inspect` of its own
