@@ -13,6 +13,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -86,25 +87,50 @@ def shapes_table(
         raise DataError(f"the built-in pictures have 1 to {MAX_OBJECTS} objects; at most {most} cannot be asked for")
     series = len(SPLITS) * seed + SPLITS.index(split)
     drawn = ((index, _place(_generator(series, index), size)) for index in itertools.count())
-    chosen = list(itertools.islice((one for one in drawn if len(one[1][0]) <= most), count))
-    scenes = [scene for _, scene in chosen]
-    labels = [thing.label for objects, _ in scenes for thing in objects]
+    # One scene at a time is held: its masks are thousands of times as large as what is kept of it.
+    fitting = (_annotated(index, *scene, outlined=masks) for index, scene in drawn if len(scene[0]) <= most)
+    chosen = list(itertools.islice(fitting, count))
+    labels = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in chosen)])
     return Table(
         categories=list(CATEGORIES),
-        paths=[f"shapes:{series}/{size}/{index}" for index, _ in chosen],
+        paths=[f"shapes:{series}/{size}/{one.index}" for one in chosen],
         image_ids=np.arange(1, count + 1),
         sizes=np.full((count, 2), size, np.int64),
-        image=np.repeat(np.arange(count), [len(objects) for objects, _ in scenes]),
-        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(_extents(masks) for _, masks in scenes)]),
-        labels=np.array(labels, np.int64),
-        area=np.array([mask.sum() for _, masks in scenes for mask in masks], np.float64),
+        image=np.repeat(np.arange(count), [len(one.labels) for one in chosen]),
+        boxes=np.concatenate([np.zeros((0, 4), np.float32), *(one.boxes for one in chosen)]),
+        labels=labels,
+        area=np.concatenate([np.zeros(0), *(one.areas for one in chosen)]),
         crowd=np.zeros(len(labels), bool),
         difficult=np.zeros(len(labels), bool),
         category_ids=np.arange(1, len(CATEGORIES) + 1),
-        segmentations=[encode(mask) for _, visible in scenes for mask in visible] if masks else None,
-        captions=[[_sentence(objects)] for objects, _ in scenes],
-        landmarks=np.concatenate([np.zeros((0, 4, 2), np.float32), *(_extremes(masks) for _, masks in scenes)]),
+        segmentations=[outline for one in chosen for outline in one.outlines] if masks else None,
+        captions=[[one.sentence] for one in chosen],
+        landmarks=np.concatenate([np.zeros((0, 4, 2), np.float32), *(one.landmarks for one in chosen)]),
         landmark_names=list(LANDMARKS),
+    )
+
+
+class _Annotated(NamedTuple):
+    """What a table keeps of a picture, N objects from the farthest to the nearest."""
+
+    index: int
+    labels: np.ndarray  # (N,) int64
+    boxes: np.ndarray  # (N, 4) float32
+    areas: np.ndarray  # (N,) float64
+    landmarks: np.ndarray  # (N, 4, 2) float32
+    sentence: str
+    outlines: list[dict[str, Any]]  # N run lengths, or none
+
+
+def _annotated(index: int, objects: list[_Object], masks: np.ndarray, *, outlined: bool) -> _Annotated:
+    return _Annotated(
+        index,
+        np.array([thing.label for thing in objects], np.int64),
+        _extents(masks),
+        _areas(masks).astype(np.float64),
+        _extremes(masks),
+        _sentence(objects),
+        [encode(mask) for mask in masks] if outlined else [],
     )
 
 

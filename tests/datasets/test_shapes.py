@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -138,3 +139,14 @@ def test_pictures_of_few_objects_are_those_of_the_series_that_have_so_few():
 def test_a_number_of_objects_that_no_picture_has_is_refused(most):
     with pytest.raises(DataError, match="1 to 5"):
         shapes_table("val", 3, 96, most=most)
+
+
+def test_a_table_holds_the_masks_of_one_picture_at_a_time():
+    tracemalloc.start()
+    try:
+        shapes_table("train", 60, 256)
+        assert (
+            tracemalloc.get_traced_memory()[1] < 30 * 256**2
+        )  # one object's mask in each of 60 pictures takes twice as much
+    finally:
+        tracemalloc.stop()
