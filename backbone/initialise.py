@@ -58,7 +58,7 @@ def initialise(network: nn.Module, initialiser: str | Initialiser, *, seed: int 
     Raises:
         ValueError: no such name.
     """
-    fill = _by_name(initialiser) if isinstance(initialiser, str) else initialiser
+    fill = initialiser_named(initialiser) if isinstance(initialiser, str) else initialiser
     generators: dict[torch.device, Generator] = {}
     for module in network.modules():
         if not isinstance(module, (_ConvNd, nn.Linear, TableConv2d)) or isinstance(module, _KEPT):
@@ -96,7 +96,12 @@ def _fans(weight: Tensor, *, reached: float | None = None) -> Fans:
     return Fans(weight.shape[1] * cells, (len(weight) if reached is None else reached) * cells)
 
 
-def _by_name(name: str) -> Initialiser:
+def initialiser_named(name: str) -> Initialiser:
+    """The one of `INITIALISERS` of that name.
+
+    Raises:
+        ValueError: no such name.
+    """
     if name not in INITIALISERS:
         close = difflib.get_close_matches(name, INITIALISERS, n=1)
         meant = f"did you mean {close[0]!r}? " if close else ""

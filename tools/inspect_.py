@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from sightline.backbone import BACKBONES, build_backbone
 from sightline.backbone.activations import activation_report
 from sightline.backbone.classifiers import CLASSIFIERS, build_classifier
-from sightline.backbone.initialise import INITIALISERS, initialise
+from sightline.backbone.initialise import INITIALISERS, initialise, initialiser_named
 from sightline.backbone.layer_table import layer_table
 from sightline.backbone.model import Model
 from sightline.backbone.protocol import IMAGENET_MEAN, IMAGENET_STD
@@ -86,6 +86,8 @@ def main(argv: list[str] | None = None) -> int:
     elif arguments.activations:
         show, task = _show_activations, "--activations"
     _check_options(arguments, task)
+    if arguments.init:
+        initialiser_named(arguments.init)  # refused before a network is built and pictures are read
     if "@" in what or Path(what).suffix in CHECKPOINTS:
         model: nn.Module = model_names.build(what, usable_device(arguments.device))
     else:

@@ -335,7 +335,8 @@ MISTAKES = {
     "a broken checkpoint": (["BROKEN"], "damaged"),
     "no such data": (["--data", "nowhere"], "nowhere: no such file or folder"),
     "a picture": (["PICTURE"], "is a picture; name a checkpoint first"),
-    "a mistyped initialiser": (["lenet", "--activations", "--init", "hee"], "did you mean 'he'?"),
+    # before the model is looked for
+    "a mistyped initialiser": (["nowhere.ckpt", "--activations", "--init", "hee"], "did you mean 'he'?"),
     "an untrained network": (["lenet", "--picture", "PICTURE", "--png", "x.png"], "lenet has not been trained"),
     "nowhere to draw": (["CHECKPOINT", "--picture", "PICTURE"], "--png heat.png"),
     "no such picture": (["CHECKPOINT", "--picture", "no.png", "--png", "x.png"], "no.png"),
