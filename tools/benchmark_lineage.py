@@ -29,6 +29,7 @@ from lightning.pytorch import Trainer, seed_everything
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
+from sightline.backbone import build_backbone
 from sightline.backbone.model import answering
 from sightline.datasets.augment import Augment
 from sightline.datasets.data_module import DetectionData
@@ -103,12 +104,14 @@ class Study:
     def __init__(self, arguments: argparse.Namespace) -> None:
         self.arguments, self.device = arguments, usable_device(arguments.device)
         self.output = Path(arguments.output)
+        # What is mistyped is refused before data are read and proposals made, which may take hours.
         _check_ranks(arguments)
+        build_backbone(arguments.backbone, norm="frozen", trainable_stages=arguments.trainable_stages)
+        self.proposer = proposer_named(arguments.proposer, arguments.proposals)
         self.output.mkdir(parents=True, exist_ok=True)
         self._options = self._claimed()
         data = DetectionData(arguments.data, train_split=arguments.train_split, val_split=arguments.val_split)
         self.categories = data.categories
-        self.proposer = proposer_named(arguments.proposer, arguments.proposals)
         self.train, self.val = (self._proposed(data.tables[split]) for split in ("train", "val"))
 
     def _claimed(self) -> dict[str, Any]:

@@ -84,8 +84,12 @@ def test_the_table():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--backbone", "mobilenet_v9"], "mobilenet_v2"),
-        (["--proposer", "selective"], "selective_search"),
+        (
+            ["--backbone", "mobilenet_v9", "--data", "nowhere"],
+            "no backbone 'mobilenet_v9'; did you mean 'mobilenet_v2'?",
+        ),
+        (["--trainable-stages", "9", "--data", "nowhere"], "stages"),
+        (["--proposer", "selective", "--data", "nowhere"], "no proposer 'selective'"),
         (["--val-split", "nothing"], "nothing"),
     ],
 )
