@@ -29,6 +29,7 @@ is all after the backbone.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import json
 import platform
@@ -44,17 +45,18 @@ from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
 from sightline.tools.benchmark_detection import Row, time_models
-from sightline.tools.benchmark_models import build, has_weights, kind_of
+from sightline.tools.benchmark_models import PEERS, build, has_weights, kind_of, peers
 from sightline.tools.command_options import OptionsParser
 from sightline.tools.evaluate import objects
 from sightline.tools.main import run
-from sightline.tools.model_names import Kind
+from sightline.tools.model_names import MODELS, Kind
 from sightline.tools.number_options import positive
 from sightline.tools.peak_memory import memory_kind
 from sightline.tools.stages import shown
 from sightline.tools.timing import Timing, aligned, number
 from sightline.training import score
 
+COMMANDS = ("lineage", "speed")  # of their own, in place of models
 SIZE = (800, 1216)  # height and width of timed pictures
 ANSWERS: dict[Kind, str] = {"detector": "objects", "segmenter": "label maps", "captioner": "sentences"}
 # Who compares what this module does not.
@@ -64,8 +66,9 @@ OTHERS: dict[Kind, str] = {"captioner": "benchmark_captions", "segmenter": "benc
 def main(argv: list[str] | None = None) -> int:
     """Runs the command; `argv` without the command's name, by default the process's. Returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    if argv[:1] in (["lineage"], ["speed"]):
+    if argv and argv[0] in COMMANDS:
         return importlib.import_module(f"sightline.tools.benchmark_{argv[0]}").main(argv[1:])
+    _check_command(argv)
     arguments = _arguments(argv)
     if (kind := _one_kind(arguments.models)) in OTHERS:
         return importlib.import_module(f"sightline.tools.{OTHERS[kind]}").compare(arguments)
@@ -84,6 +87,18 @@ def main(argv: list[str] | None = None) -> int:
         about = {"memory": memory_kind(device), "size": arguments.size or SIZE}
         write_json(arguments, device, rows, about)
     return 0
+
+
+def _check_command(argv: Sequence[str]) -> None:
+    """Looks at the first word before the options are read, for a command has others than models have.
+
+    Raises:
+        DataError: it is nothing that is known or there, and the nearest of all names is a command's.
+    """
+    word = argv[0] if argv else ""
+    close = difflib.get_close_matches(word, [*COMMANDS, *MODELS, *(PEERS + peer for peer in peers())], n=1)
+    if close and close[0] in COMMANDS and not (Path(word).suffix or Path(word).exists()):
+        raise DataError(f"no checkpoint, no model and no command {word!r}; did you mean {close[0]!r}?")
 
 
 def _one_kind(specs: Sequence[str]) -> Kind:

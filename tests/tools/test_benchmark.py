@@ -217,6 +217,21 @@ def test_mistakes_are_one_line(checkpoint, tmp_path, capsys):
     assert "must be a whole number from 1, got '0'" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["sped", "--training"], "no checkpoint, no model and no command 'sped'; did you mean 'speed'?"),
+        (["linage", "--backbone", "vgg16"], "no command 'linage'; did you mean 'lineage'?"),
+        (["faster_rcn"], "no checkpoint and no model 'faster_rcn'; did you mean 'faster_rcnn'?"),
+        (["sped.ckpt"], "no checkpoint at sped.ckpt"),
+    ],
+)
+def test_commands_and_models_that_are_mistyped(words, message, capsys):
+    """The nearest of both is offered, before a command's options are taken for mistakes."""
+    assert run("benchmark", words) == 2
+    assert message in capsys.readouterr().err
+
+
 @dataclass(frozen=True)
 class Timed(Proposer):
     """One box, after a minute."""
