@@ -31,7 +31,6 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import json
 import platform
 import sys
 from collections.abc import Sequence
@@ -44,6 +43,7 @@ from sightline.datasets.picture_data import default_workers
 from sightline.datasets.table import DataError, Table
 from sightline.detectors import Detector
 from sightline.detectors.inference import usable_device
+from sightline.tools import benchmark_measure
 from sightline.tools.benchmark_detection import Row, time_models
 from sightline.tools.benchmark_models import PEERS, build, has_weights, kind_of, peers
 from sightline.tools.command_options import OptionsParser
@@ -77,15 +77,15 @@ def main(argv: list[str] | None = None) -> int:
     masks = any(model.task == "instance_segmentation" for model in models.values())
     table = objects(arguments.data, arguments.split, masks=masks) if arguments.data else None
     print(machine(device))
+    about = {"memory": memory_kind(device), "size": arguments.size or SIZE}
     rows: list[Row] = []
     for batch_size in arguments.batch:
         rows += time_models(models, table, tuple(arguments.size or SIZE), batch_size, arguments.repeats)
-    if table is not None:
-        score_models(models, table, rows)
-    print(f"{text_table(rows)}\nMiB: {memory_kind(device)}")
-    if arguments.json:
-        about = {"memory": memory_kind(device), "size": arguments.size or SIZE}
         write_json(arguments, device, rows, about)
+    for spec, model in models.items() if table is not None else ():
+        score_models({spec: model}, table, rows)
+        write_json(arguments, device, rows, about)
+    print(f"{text_table(rows)}\nMiB: {memory_kind(device)}")
     return 0
 
 
@@ -166,13 +166,15 @@ def _processor() -> str:
 
 
 def write_json(arguments: argparse.Namespace, device: torch.device, rows: Sequence[Timing], about: dict) -> None:
-    """The table, how it was made, and every round's time."""
+    """The table so far, how it was made, and every round's time, where a file is asked for: Ctrl-C then loses none of it."""
+    if not arguments.json:
+        return
     about = {"machine": machine(device)} | about
     about |= {name: getattr(arguments, name) for name in ("repeats", "data", "split")}
     content = about | {"rows": [vars(row) | {"ms": row.ms, "images_per_second": row.rate} for row in rows]}
     path = Path(arguments.json)
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content, indent=2), encoding="utf-8")
+    benchmark_measure.write_json(path, content)
 
 
 def _arguments(argv: list[str] | None) -> argparse.Namespace:

@@ -53,11 +53,11 @@ def compare(arguments: argparse.Namespace) -> int:
     rows: list[CaptionRow] = []
     for batch_size in arguments.batch:
         rows += time_captioners(models, table, sizes, batch_size, arguments.repeats)
-    if table is not None:
-        score_captioners(models, table, rows)
-    print(text_table(rows))
-    if arguments.json:
         write_json(arguments, device, rows, {"size": sizes})
+    for spec, model in models.items() if table is not None else ():
+        score_captioners({spec: model}, table, rows)
+        write_json(arguments, device, rows, {"size": sizes})
+    print(text_table(rows))
     return 0
 
 

@@ -54,11 +54,11 @@ def compare(arguments: argparse.Namespace) -> int:
     rows: list[SegmentationRow] = []
     for batch_size in arguments.batch:
         rows += time_segmenters(models, table, sizes, batch_size, arguments.repeats)
-    if table is not None:
-        score_segmenters(models, table, rows)
-    print(text_table(rows))
-    if arguments.json:
         write_json(arguments, device, rows, {})
+    for spec, model in models.items() if table is not None else ():
+        score_segmenters({spec: model}, table, rows)
+        write_json(arguments, device, rows, {})
+    print(text_table(rows))
     return 0
 
 

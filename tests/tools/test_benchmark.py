@@ -127,6 +127,29 @@ def test_whole_command(checkpoint, tmp_path, capsys, monkeypatch):
     assert ours["stages"].keys() == theirs["stages"].keys() == set(STAGES)
 
 
+def test_what_was_measured_before_ctrl_c_is_in_the_file(checkpoint, tmp_path, capsys, monkeypatch):
+    """Times after each batch size, scores after each model."""
+    path, copy = tmp_path / "table.json", tmp_path / "copy.ckpt"
+    copy.write_bytes(Path(checkpoint).read_bytes())
+
+    def timed(models, *_):
+        return [Row(spec, 1, [1.0], {}, 1, 1.0, None) for spec in models]
+
+    def scored(models, _, rows):
+        if str(copy) in models:
+            raise KeyboardInterrupt
+        rows[0].AP = 0.5
+
+    monkeypatch.setattr("sightline.tools.benchmark.time_models", timed)
+    monkeypatch.setattr("sightline.tools.benchmark.score_models", scored)
+    assert run("benchmark", [checkpoint, str(copy), "--data", "shapes", "--device", "cpu", "--json", str(path)]) == 130
+    assert [row["AP"] for row in json.loads(path.read_text())["rows"]] == [0.5, None]
+    monkeypatch.setattr("sightline.tools.benchmark.score_models", lambda *_: pytest.fail("scored"))
+    monkeypatch.setattr("sightline.tools.benchmark.time_models", lambda *a: timed(*a) if a[3] == 1 else scored(*a[:3]))
+    assert run("benchmark", [checkpoint, str(copy), "--batch", "1", "2", "--device", "cpu", "--json", str(path)]) == 130
+    assert [row["AP"] for row in json.loads(path.read_text())["rows"]] == [None, None]
+
+
 def test_memory_of_a_process_that_runs_one_model(checkpoint):
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells")
