@@ -206,11 +206,17 @@ class Table:
     def describe(self) -> str:
         """One line: images, objects, categories; of pictures with sentences or label maps instead, so much."""
         where = Path(self.paths[0]).parent if self.paths else "nowhere"
+        images, categories = counted(len(self), "image"), counted(len(self.categories), "category", "categories")
         if self.captions is not None and not self.categories:
-            return f"{len(self)} images, {sum(map(len, self.captions))} sentences ({where})"
+            return f"{images}, {counted(sum(map(len, self.captions)), 'sentence')} ({where})"
         if self.label_maps is not None:
-            return f"{len(self)} images with label maps, {len(self.categories)} categories ({where})"
-        return f"{len(self)} images, {len(self.image)} objects, {len(self.categories)} categories ({where})"
+            return f"{images} with label maps, {categories} ({where})"
+        return f"{images}, {counted(len(self.image), 'object')}, {categories} ({where})"
+
+
+def counted(count: int, one: str, several: str = "") -> str:
+    """A count for people: "1 picture", "2 pictures"; `several` is the plural of a word that takes more than an s."""
+    return f"{count} {one if count == 1 else several or one + 's'}"
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

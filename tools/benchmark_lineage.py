@@ -37,7 +37,7 @@ from sightline.datasets.detection import DetectionDataset, loader_for, read_pict
 from sightline.datasets.picture_data import default_workers
 from sightline.datasets.propose import propose
 from sightline.datasets.structures import Batch
-from sightline.datasets.table import DataError, Table
+from sightline.datasets.table import DataError, Table, counted
 from sightline.detectors import Detector, fast_rcnn, faster_rcnn_c5, load, rcnn, save
 from sightline.detectors.inference import usable_device
 from sightline.detectors.proposers import proposer_named
@@ -306,10 +306,11 @@ def about(study: Study) -> str:
     """One paragraph: data, budget, machine."""
     options = study.arguments
     return (
-        f"{options.data}: {len(study.train)} pictures to train on, {len(study.val)} to test on, short side {options.size}; "
+        f"{options.data}: {counted(len(study.train), 'picture')} to train on, {len(study.val)} to test on, "
+        f"short side {options.size}; "
         f"{options.backbone} ({options.backbone_weights or 'random weights'}), {options.proposer} of at most "
-        f"{options.proposals}, R-CNN's crops {options.crop} pixels; {options.epochs} epochs, R-CNN {options.rcnn_epochs}, "
-        f"rate {options.rate:g}.\n{machine(study.device)}\n"
+        f"{options.proposals}, R-CNN's crops {options.crop} pixels; {counted(options.epochs, 'epoch')}, "
+        f"R-CNN {options.rcnn_epochs}, rate {options.rate:g}.\n{machine(study.device)}\n"
         "In brackets: the papers, VGG-16 on VOC 2007. GFLOP: of one picture, without proposing."
     )
 

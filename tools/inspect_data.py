@@ -20,7 +20,7 @@ from sightline.datasets.readers import Source, find, raise_if_fatal, read
 from sightline.datasets.segmentation_data import count_pixels
 from sightline.datasets.shapes import shapes_table
 from sightline.datasets.splits import without_unions
-from sightline.datasets.table import DataError, Table, nearest
+from sightline.datasets.table import DataError, Table, counted, nearest
 from sightline.datasets.yolo import YoloFolder
 from sightline.segmentation.losses import median_frequency
 from sightline.tools.inspect_pictures import example_sheet
@@ -90,7 +90,7 @@ def summary(table: Table, most: int = 20) -> str:
             lines.append(f"  pictures' {name:<7} {_spread(table.sizes[:, column])} pixels")
     objects = np.diff(table.offsets)
     if len(table.image):
-        lines.append(f"  objects a picture {_spread(objects)}; {int((objects == 0).sum())} pictures have none")
+        lines.append(f"  objects a picture {_spread(objects)}; none in {counted(int((objects == 0).sum()), 'picture')}")
         width, height = (table.boxes[:, 2:] - table.boxes[:, :2]).T
         lines.append(f"  boxes' side       {_spread(np.sqrt(width * height))} pixels (square root of the area)")
         lines.append(f"  boxes' shape      {_spread(width / height)} (width / height)")
@@ -153,7 +153,7 @@ def _categories(table: Table, most: int) -> Iterable[str]:
     for c in order[:most].tolist():
         yield f"  {table.categories[c]:<{width}} {counts[c]:>8} {pictures[c]:>9}"
     if len(order) > most:
-        yield f"  … and {len(order) - most} more with {counts[order[most:]].sum()} objects"
+        yield f"  … and {len(order) - most} more with {counted(counts[order[most:]].sum(), 'object')}"
 
 
 def draw_examples(table: Table, path: str) -> None:
@@ -167,6 +167,6 @@ def store_statistics(table: Table, path: str, size: tuple[int, int]) -> str:
     found.save(path)
     mean, std = (", ".join(f"{value:.4f}" for value in values.tolist()) for values in (found.mean, found.std))
     return (
-        f"statistics of {found.count} pictures at {size[0]}x{size[1]}: mean {mean}; std {std} (of 0..1); "
-        f"{len(found.values)} principal components; written: {path}"
+        f"statistics of {counted(found.count, 'picture')} at {size[0]}x{size[1]}: mean {mean}; std {std} (of 0..1); "
+        f"{counted(len(found.values), 'principal component')}; written: {path}"
     )

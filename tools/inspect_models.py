@@ -11,6 +11,7 @@ from sightline.captioning import Captioner
 from sightline.captioning.decoder import START
 from sightline.captioning.vocabulary import SPECIAL
 from sightline.datasets.structures import Instances
+from sightline.datasets.table import counted
 from sightline.detectors import Detector
 from sightline.segmentation import Segmenter
 
@@ -31,7 +32,7 @@ def _answers(model: Model) -> str:
     if isinstance(model, Captioner):
         words = model.vocabulary.words[len(SPECIAL) :]
         return f"{len(model.vocabulary)} words, {len(SPECIAL)} of them special: {_some(words)}"
-    return f"{len(model.categories)} categories: {_some(model.categories)}"
+    return f"{counted(len(model.categories), 'category', 'categories')}: {_some(model.categories)}"
 
 
 def _some(names: list[str]) -> str:

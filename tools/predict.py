@@ -51,7 +51,7 @@ import torch
 
 from sightline.datasets.sources import Frame, Frames, frames, is_video
 from sightline.datasets.structures import Instances
-from sightline.datasets.table import DataError, nearest
+from sightline.datasets.table import DataError, counted, nearest
 from sightline.datasets.transforms import from_hwc
 from sightline.detectors import Detector
 from sightline.detectors.compiled import compile_detect
@@ -121,8 +121,8 @@ class Tally(Course):
         """The summary in one line."""
         kinds = [f"{names[label]} {count}" for label, count in self.labels.most_common(most)]
         kinds += ["…"] if len(self.labels) > most else []
-        found = f"{self.labels.total()} objects" + (f" ({', '.join(kinds)})" if kinds else "")
-        found += "" if self.tracks is None else f" of {self.tracks} tracks"
+        found = counted(self.labels.total(), "object") + (f" ({', '.join(kinds)})" if kinds else "")
+        found += "" if self.tracks is None else f" of {counted(self.tracks, 'track')}"
         return self.summary(f"{found} ")
 
 

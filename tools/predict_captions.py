@@ -17,7 +17,7 @@ from sightline.captioning.regions import WAYS, Way, describe
 from sightline.captioning.search import Beam, Greedy, Sampling
 from sightline.datasets.sources import Frame, Frames, frames
 from sightline.datasets.structures import Instances
-from sightline.datasets.table import DataError
+from sightline.datasets.table import DataError, counted
 from sightline.datasets.transforms import from_hwc
 from sightline.detectors import Detector
 from sightline.detectors.inference import find, usable_device
@@ -77,7 +77,7 @@ class Tally(Course):
 
     def line(self) -> str:
         """The summary in one line; of a single picture, its sentences before it."""
-        summary = self.summary(f"{self.sentences} sentences ")
+        summary = self.summary(f"{counted(self.sentences, 'sentence')} ")
         return "\n".join([*self.last, summary]) if self.pictures == 1 else summary
 
 

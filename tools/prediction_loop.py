@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tqdm import tqdm
 
 from sightline.datasets.sources import Frame, Frames
+from sightline.datasets.table import counted
 
 
 @dataclass
@@ -31,7 +32,7 @@ class Course:
     def summary(self, found: str = "") -> str:
         """In one line, with what was found."""
         rate = self.pictures / max(self.seconds, 1e-9)
-        done = f"{self.pictures} pictures, {found}in {self.seconds:.1f} s ({rate:.1f} pictures a second)"
+        done = f"{counted(self.pictures, 'picture')}, {found}in {self.seconds:.1f} s ({rate:.1f} pictures a second)"
         return f"stopped after {done}" if self.stopped else done
 
 

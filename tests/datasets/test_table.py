@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from sightline.datasets.table import Problems, Table, nearest
+from sightline.datasets.table import Problems, Table, counted, nearest
 
 
 def table(image=(0, 0, 2), **changes) -> Table:
@@ -91,6 +91,11 @@ def test_no_problems_have_no_summary():
     problems = Problems()
     problems.add_rows("bad", np.array([], np.int64), str)
     assert (problems.summary(), problems.counts) == ("", {})
+
+
+def test_counted():
+    assert [counted(count, "picture") for count in range(3)] == ["0 pictures", "1 picture", "2 pictures"]
+    assert [counted(count, "category", "categories") for count in (1, 2)] == ["1 category", "2 categories"]
 
 
 def test_nearest():

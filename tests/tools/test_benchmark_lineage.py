@@ -2,15 +2,17 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from sightline.datasets.coco import write_coco
 from sightline.datasets.detection import read_picture
 from sightline.datasets.images import write_image
 from sightline.datasets.shapes import shapes_table
 from sightline.detectors import load
-from sightline.tools.benchmark_lineage import PAPER, Row, main, text_table
+from sightline.tools.benchmark_lineage import PAPER, Row, _arguments, about, main, text_table
 from sightline.tools.main import main as sightline
 
 TINY = [
@@ -79,6 +81,13 @@ def test_the_table():
     assert " ".join(first.split()) == "R-CNN 880 1.0 (1) 14.600 1.0 (1) 16.600 1.0 (1) 300.0 1.0 66.0 (66.0) 30.0"
     expected = "Fast R-CNN 100 8.8 (8.8) 0.100 146.0 (146) 2.100 7.9 (25) 3.0 100.0 67.0 (66.9) 31.0"
     assert " ".join(second.split()) == expected
+
+
+def test_about_one_picture():
+    options = _arguments(["--data", "few/", "--epochs", "1"])
+    study = SimpleNamespace(arguments=options, train=["a"], val=["b"], device=torch.device("cpu"))
+    assert about(study).startswith("few/: 1 picture to train on, 1 to test on, short side 600; mobilenet_v2 (random")
+    assert "crops 224 pixels; 1 epoch, R-CNN 12, rate 0.005.\n" in about(study)
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def test_captioned_pictures(tmp_path, picture, capsys):
     )
     assert main(["inspect", str(tmp_path / "captions.csv"), "--png", str(tmp_path / "sheet.png")]) == 0
     output = capsys.readouterr().out
-    assert "train: 1 images, 2 sentences" in output
+    assert "train: 1 image, 2 sentences" in output
     assert "different words     3; 2 2 times or more" in output
     assert "a (3), ring (2), star (1)" in output
     assert np.asarray(Image.open(tmp_path / "sheet.png")).min() < 60
@@ -303,7 +303,7 @@ def test_data(real_data, tmp_path, capsys):
     argv = ["inspect", str(real_data("raccoon")), "--png", str(png), "--statistics", str(stored), "--size", "8", "12"]
     assert main(argv) == 0
     output = capsys.readouterr().out
-    assert "200 images, 217 objects, 1 categories" in output
+    assert "200 images, 217 objects, 1 category" in output
     assert ["raccoon", "217", "200"] in [line.split() for line in output.splitlines()]
     assert Image.open(png).size == (4 * 328 + 8, 3 * 328 + 8)
     assert tuple(Statistics.load(stored).mean_image.shape) == (3, 8, 12)
@@ -314,7 +314,7 @@ def test_numbers_of_data(real_data, capsys):
     assert main(["inspect", "--data", str(real_data("coco")), "--split", "val"]) == 0
     output = capsys.readouterr().out
     assert output.startswith("val: 128 images, 987 objects, 80 categories")
-    assert "0 to 26, median 5; 2 pictures have none" in output
+    assert "0 to 26, median 5; none in 2 pictures" in output
     assert "person              243        61" in output
     assert "… and 60 more with" in output
 

@@ -184,7 +184,7 @@ def test_broken_pictures_are_skipped_and_named(checkpoint, folder, tmp_path, cap
     (folder / "a" / "broken.png").write_bytes(b"no picture")
     assert main([checkpoint, str(folder / "a"), "--out", str(tmp_path / "out")]) == 0
     output = capsys.readouterr()
-    assert "1 pictures, " in output.out
+    assert "1 picture, " in output.out
     assert "broken.png" in output.err
 
 
@@ -255,7 +255,7 @@ def test_nothing_found(checkpoint, folder, tmp_path, capsys):
     assert main([checkpoint, str(folder / "a"), *options]) == 0
     assert json.loads((tmp_path / "x.json").read_text()) == []
     assert (tmp_path / "x.csv").read_text().splitlines() == ["file,frame,category,score,x0,y0,x1,y1"]
-    assert capsys.readouterr().out.startswith("1 pictures, 0 objects in ")
+    assert capsys.readouterr().out.startswith("1 picture, 0 objects in ")
 
 
 @pytest.mark.parametrize(
