@@ -192,7 +192,7 @@ def _load_body(backbone: Backbone, name: str, weights: str | os.PathLike) -> Non
         weights,
         name=name.split("_fpn")[0].removesuffix("_lite"),
         within=BACKBONE_OF,
-        rename=[*([(r"^features\.", "")] if flat else []), (r"^(?!fpn\.)", where)],
+        rename=[*OLD_TORCHVISION, *([(r"^features\.", "")] if flat else []), (r"^(?!fpn\.)", where)],
         allow_missing=("fpn.",) if pyramid else (),
         allow_unexpected=(*(where + top for top in TOPS), "fpn."),
     )

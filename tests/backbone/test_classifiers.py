@@ -228,6 +228,15 @@ def test_a_pyramid_trained_as_part_of_another_model(name, tmp_path):
         assert torch.equal(value, source.state_dict()[key]), key
 
 
+def test_a_pyramid_under_torchvisions_older_names(tmp_path):
+    source = build_backbone("resnet18_fpn")
+    state = {f"backbone.{key}": value for key, value in source.state_dict().items()}
+    old = {re.sub(r"(_blocks\.\d)\.0", r"\1", key): value for key, value in state.items()}
+    assert "backbone.fpn.inner_blocks.0.weight" in old
+    backbone = build_backbone("resnet18_fpn", weights=saved(old, tmp_path / "old.pth"))
+    assert torch.equal(backbone.fpn.inner_blocks[0][0].weight, source.fpn.inner_blocks[0][0].weight)
+
+
 def test_a_pyramid_of_other_widths_keeps_its_random_weights(tmp_path, caplog):
     narrow = BackboneWithFPN(body := build_backbone("resnet18"), FPN(body.channels, 32))
     state = {f"detector.backbone.{key}": value for key, value in narrow.state_dict().items()}
