@@ -182,7 +182,7 @@ def _log_probabilities(logits: Tensor, ended: Tensor) -> Tensor:
     """Of every word, (B, S, V) float32: -inf where it is never said; where a sentence has ended (B, S), PAD is certain."""
     words, ended = torch.arange(logits.shape[-1], device=logits.device), ended[..., None]
     sayable = (words == END) | (words > UNKNOWN)
-    allowed = (ended & (words == PAD)) | (~ended & sayable)
+    allowed = (ended & (words == PAD)) | (~ended & sayable)  # no `where`: onnxruntime has none of bools
     return logits.float().masked_fill(~allowed, -math.inf).log_softmax(-1)
 
 

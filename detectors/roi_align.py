@@ -85,7 +85,7 @@ def _new_enough(device: torch.device) -> bool:
     schema="(Tensor[] features, Tensor rois, Tensor levels, int[] strides, int output_size, int sampling_ratio) -> Tensor",
 )
 def _roi_align(features, rois, levels, strides, output_size, sampling_ratio):
-    if not rois.is_cuda:  # exported on a GPU, run on a CPU
+    if not rois.is_cuda:  # an exported graph, run on a CPU
         return roi_align_plain(
             features, rois, levels, strides=strides, output_size=output_size, sampling_ratio=sampling_ratio
         )

@@ -28,6 +28,7 @@ from sightline.tools.command_options import OptionsParser
 from sightline.tools.evaluate_captions import beam
 from sightline.tools.export_files import WAYS, agreement, answers_of, tensors, write
 from sightline.tools.main import run
+from sightline.tools.model_names import MODELS
 from sightline.tools.number_options import positive
 
 ENOUGH = 0.99  # of the model's answers; a few fall on the other side of a threshold, in another order of summing
@@ -44,17 +45,18 @@ def main(argv: list[str]) -> int:
     path = _path(arguments)
     model = load_mean(arguments, torch.device("cpu"))
     _require_alone(model, arguments)
-    images, sizes = _pictures(arguments, _frame(arguments, model))
+    images, sizes = _pictures(arguments, _frame(arguments, model), stretched=bool(model.resize[2:]))
     answers = answers_of(model, images, sizes)
     names = tensors(answers)
-    if agreement(answers, [*names.values()])[1] == 0:
+    if agreement(answers, [*names.values()])[0] == 0:  # nothing, or NaN alone
         raise DataError(
             "the model finds nothing in the picture that the file is checked with; name one where it does: --picture FILE"
         )
     frame = " x ".join(str(side) for side in images.shape[2:])
     work = f"{len(images)} picture{'s' * (len(images) > 1)} in a frame of {frame}"
-    print(f"exporting for {work}; this can take minutes", file=sys.stderr)
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
+    partial.touch()  # where nothing can be written, that is told now
+    print(f"exporting for {work}; this can take minutes", file=sys.stderr)
     try:
         write(model, images, sizes, [*names], partial, arguments.to)
         alike, total = agreement(answers, WAYS[arguments.to].opened(partial)(images, sizes))
@@ -99,8 +101,10 @@ def _path(arguments: argparse.Namespace) -> Path:
     """Where the file is to lie."""
     suffix = WAYS[arguments.to].suffix
     name, _, weights = arguments.checkpoint.partition("@")
-    path = Path(arguments.output or Path(name).with_suffix(suffix))
-    if path.suffix != suffix:
+    if name not in MODELS:  # a checkpoint, whose path may have an "@"
+        name, weights = arguments.checkpoint, ""
+    path = Path(arguments.output or Path(name).parent / f"{Path(name).stem}{suffix}")
+    if arguments.output and path.suffix != suffix:
         raise DataError(f"{path} must end in {suffix}, as --to {arguments.to} writes it")
     if not path.parent.is_dir():
         raise DataError(f"{path}: there is no folder {path.parent}")
@@ -142,14 +146,14 @@ def _frame(arguments: argparse.Namespace, model: Model) -> tuple[int, int]:
     return wanted
 
 
-def _pictures(arguments: argparse.Namespace, frame: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """(B, 3, H, W) uint8 and (B, 2): the picture, or built-in ones, as large as the frame holds."""
+def _pictures(arguments: argparse.Namespace, frame: tuple[int, int], *, stretched: bool) -> tuple[Tensor, Tensor]:
+    """(B, 3, H, W) uint8 and (B, 2): the picture, or built-in ones, as large as the frame holds, or stretched over it."""
     images = torch.zeros(arguments.batch, 3, *frame, dtype=torch.uint8)
     sizes = torch.empty(arguments.batch, 2, dtype=torch.int64)
     for i in range(arguments.batch):
         image = draw(0, i, min(frame)).image if arguments.picture is None else read_image(arguments.picture)
         scale = min(side / length for side, length in zip(frame, image.shape[:2], strict=True))
-        shape = tuple(max(1, int(length * scale)) for length in image.shape[:2])
+        shape = frame if stretched else tuple(max(1, int(length * scale)) for length in image.shape[:2])
         images[i, :, : shape[0], : shape[1]] = resize_image(from_hwc(np.ascontiguousarray(image)), shape)
         sizes[i] = torch.tensor(shape)
     return images, sizes

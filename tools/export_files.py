@@ -30,7 +30,7 @@ Answers = Instances | LabelMaps | Captions
 # What runs a file: pictures (B, 3, H, W) uint8 and sizes (B, 2) int64 to the answers' tensors, in the order of their names.
 Runner = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
-EXACT = 1e-3  # of a score, a probability
+EXACT = 1e-3  # of a score or a share
 NEAR = 0.05  # pixels of the frame
 
 
@@ -80,7 +80,8 @@ def write(model: Model, images: Tensor, sizes: Tensor, names: Sequence[str], pat
         try:
             program = torch.export.export(Graph(model), (images, sizes))
         except Exception as error:  # of whatever kind: torch has no common one
-            raise DataError(f"this model is no single graph: {str(error).strip().splitlines()[0]}") from error
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise DataError(f"this model is no single graph: {reason}") from error
     about = {"sightline": json.dumps(_about(model, images))}
     if way == "torch":
         with warnings.catch_warnings():
@@ -105,9 +106,11 @@ def write(model: Model, images: Tensor, sizes: Tensor, names: Sequence[str], pat
 
 def _translations(model: Model) -> dict[Callable[..., Any], Callable[..., Any]]:
     try:
+        import onnxruntime  # noqa: F401 - it checks the file: rather missed now than after minutes
+
         found = translations(len(getattr(model, "categories", ())))
     except ImportError as error:
-        raise _missing(error) from error
+        raise DataError(f'{error.name} is missing: pip install "sightline[export]"') from error
     logging.getLogger("onnxscript").setLevel(logging.WARNING)  # it tells of every constant that it leaves alone
     return found
 
@@ -121,22 +124,16 @@ def _about(model: Model, images: Tensor) -> dict[str, Any]:
 
 
 def open_onnx(path: Path) -> Runner:
-    """
-    Raises:
-        DataError: onnxruntime is missing.
-    """
-    try:
-        import onnxruntime
-    except ImportError as error:
-        raise _missing(error) from error
+    """The graph in onnxruntime, on the CPU."""
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = torch.get_num_threads()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor, sizes: Tensor) -> list[Tensor]:
-        given = {"images": images.numpy(), "sizes": sizes.numpy()}
-        taken = {value.name: given[value.name] for value in session.get_inputs()}  # sizes may not matter to a model
-        return [torch.from_numpy(value) for value in session.run(None, taken)]
+        given = dict(zip(INPUTS, (images.numpy(), sizes.numpy()), strict=True))
+        return [torch.from_numpy(value) for value in session.run(None, given)]
 
     return run
 
@@ -156,10 +153,6 @@ class Way(NamedTuple):
 WAYS = {"onnx": Way(".onnx", open_onnx), "torch": Way(".pt2", open_torch)}
 
 
-def _missing(error: ImportError) -> DataError:
-    return DataError(f'{error.name} is missing: pip install "sightline[export]"')
-
-
 # -- Comparing --
 
 
@@ -167,7 +160,8 @@ def agreement(expected: Answers, given: Sequence[Tensor]) -> tuple[int, int]:
     """How many of the model's answers a file gives too, and how many there are: objects, pixels or words.
 
     An object counts where one of its label lies within `NEAR` with a score within `EXACT` (and its masks or landmarks are as
-    near), whatever its place in the list: near ties change places. Objects of the file alone count as missed ones.
+    near), whatever its place in the list: near ties change places. Objects of the file alone count as missed ones. A word
+    counts where its sentence's score, and what was attended to, are within `EXACT`, too.
 
     Args:
         expected: the model's, of B pictures.
@@ -176,7 +170,10 @@ def agreement(expected: Answers, given: Sequence[Tensor]) -> tuple[int, int]:
     found = type(expected)(**dict(zip(tensors(expected), given, strict=True)))
     if isinstance(expected, Captions):
         said = expected.tokens != 0
-        return int(((found.tokens == expected.tokens) & said).sum()), int(said.sum())
+        alike = (found.tokens == expected.tokens) & ((found.scores - expected.scores).abs() <= EXACT)[..., None]
+        if expected.attention is not None:
+            alike &= (found.attention - expected.attention).abs().amax(-1) <= EXACT
+        return int((alike & said).sum()), int(said.sum())
     if isinstance(expected, LabelMaps):
         inside = expected.labels >= 0
         alike = (found.labels == expected.labels) & ((found.scores - expected.scores).abs() <= EXACT)

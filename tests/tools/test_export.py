@@ -1,20 +1,25 @@
 """`sightline export`: files answer as the model does, and whoever cannot have one is told why."""
 
+import argparse
 import json
 import sys
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from sightline import captioning, detectors, segmentation
 from sightline.captioning.search import Greedy
 from sightline.captioning.vocabulary import SPECIAL, Vocabulary
+from sightline.datasets.images import write_image
 from sightline.datasets.structures import Captions, Instances, LabelMaps
 from sightline.tools import export
 from sightline.tools.export_files import agreement, answers_of, open_onnx, open_torch, tensors
 from sightline.tools.main import main
 
+onnx = pytest.importorskip("onnx")
 pytest.importorskip("onnxscript")
 onnxruntime = pytest.importorskip("onnxruntime")
 
@@ -93,6 +98,7 @@ def test_the_file_is_complete_in_itself(detector_file):
         ("images", "tensor(uint8)", [2, 3, 64, 96]),
         ("sizes", "tensor(int64)", [2, 2]),
     ]
+    assert {node.domain for node in onnx.load(detector_file[1]).graph.node} == {""}
     assert [value.name for value in session.get_outputs()] == ["boxes", "labels", "scores"]
     about = json.loads(session.get_modelmeta().custom_metadata_map["sightline"])
     assert about == {
@@ -201,6 +207,8 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
         ("yolox_nano@yolox_nano.onnx",): "holds the weights that are read: write to another file",
         ("missing.ckpt",): "no checkpoint at missing.ckpt",
         (detector, "--picture", "missing.jpg"): "missing.jpg",
+        ("",): "no checkpoint at",
+        ("@yolox_nano.pth",): "no checkpoint at @yolox_nano.pth",
     }.items():
         assert main(["export", *words]) == 2
         error = capsys.readouterr().err
@@ -209,17 +217,52 @@ def test_mistakes_are_one_line(tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "best.onnx").exists()
 
 
-def test_without_the_packages(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "onnxscript", None)
+def never(*arguments):
+    raise AssertionError("this takes minutes")
+
+
+@pytest.mark.parametrize("name", ["onnxscript", "onnxruntime"])
+def test_without_the_packages(name, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, name, None)
+    monkeypatch.setattr(torch.export, "export", never)
     assert main(["export", saved(classifier(), tmp_path / "best.ckpt")]) == 2
-    assert 'onnxscript is missing: pip install "sightline[export]"' in capsys.readouterr().err
+    assert f'{name} is missing: pip install "sightline[export]"' in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
 
 
-def test_a_model_that_finds_nothing_cannot_be_checked(tmp_path, capsys):
+def test_a_file_that_cannot_be_written_is_told_of_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(export, "write", never)
+    path = tmp_path / f"{'a' * 250}.onnx"  # its partial file's name is too long
+    assert main(["export", saved(classifier(), tmp_path / "best.ckpt"), "--output", str(path)]) == 2
+    assert ".partial.onnx: File name too long" in capsys.readouterr().err
+
+
+def test_a_failure_without_words_is_one_line_too(tmp_path, capsys, monkeypatch):
+    def failing(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(torch.export, "export", failing)
+    assert main(["export", saved(classifier(), tmp_path / "best.ckpt"), "--to", "torch"]) == 2
+    assert "no single graph: AssertionError" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+def blind():
     model = faster_rcnn()
     torch.nn.init.constant_(model.roi_heads.box_predictor.cls_score.bias[:1], 1e4)  # of the background
-    checkpoint = saved(model, tmp_path / "best.ckpt")
+    return model
+
+
+def diverged():
+    model = classifier()
+    for parameter in model.parameters():
+        torch.nn.init.constant_(parameter, torch.nan)
+    return model
+
+
+@pytest.mark.parametrize("build", [blind, diverged])
+def test_a_model_that_finds_nothing_cannot_be_checked(build, tmp_path, capsys):
+    checkpoint = saved(build(), tmp_path / "best.ckpt")
     assert main(["export", checkpoint, "--to", "torch"]) == 2
     assert "finds nothing in the picture" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
@@ -238,6 +281,36 @@ def test_no_file_is_left_that_does_not_answer_alike(wrong, tmp_path, capsys, mon
     )
     assert ("only 0 of the model's 3 answers" in capsys.readouterr().err) == (wrong == "answers")
     assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
+# -- What a file is checked with, and where it goes --
+
+
+def arguments(**given):
+    return argparse.Namespace(**{"batch": 1, "picture": None, "to": "onnx", "output": None} | given)
+
+
+def test_pictures_keep_their_shape_unless_the_model_stretches_them(tmp_path):
+    write_image(tmp_path / "wide.png", np.full((20, 40, 3), 255, np.uint8))
+    wide = arguments(picture=str(tmp_path / "wide.png"), batch=2)
+    for stretched, size in ((False, [48, 96]), (True, [64, 96])):
+        images, sizes = export._pictures(wide, (64, 96), stretched=stretched)
+        assert sizes.tolist() == [size] * 2
+        assert images.count_nonzero() == 2 * 3 * size[0] * size[1]
+
+
+@pytest.mark.parametrize(
+    ("checkpoint", "path"),
+    [
+        ("best.ckpt", "best.onnx"),
+        ("a@b/best-v1.2.ckpt", "a@b/best-v1.2.onnx"),
+        ("yolox_nano@weights/nano.pth", "yolox_nano.onnx"),
+    ],
+)
+def test_a_file_lies_beside_its_checkpoint(checkpoint, path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a@b").mkdir()
+    assert export._path(arguments(checkpoint=checkpoint)) == Path(path)
 
 
 # -- Comparing --
@@ -284,6 +357,10 @@ def test_pixels_and_words():
     maps = LabelMaps(torch.tensor([[[0, 1], [2, -1]]]), torch.tensor([[[0.5, 0.5], [0.9, 0]]]))
     assert compared(maps, maps) == (3, 3)
     assert compared(maps, replace(maps, labels=maps.labels.clamp(max=1))) == (2, 3)
-    said = Captions(torch.tensor([[[4, 5, 2, 0]]]), torch.zeros(1, 1))
+    said = Captions(torch.tensor([[[4, 5, 2, 0]]]), torch.zeros(1, 1), torch.full((1, 1, 4, 2), 0.5))
     assert compared(said, said) == (3, 3)
     assert compared(said, replace(said, tokens=torch.tensor([[[4, 6, 2, 0]]]))) == (2, 3)
+    assert compared(said, replace(said, scores=said.scores - 0.01)) == (0, 3)
+    elsewhere = said.attention.clone()
+    elsewhere[0, 0, 1] = torch.tensor([0.4, 0.6])
+    assert compared(said, replace(said, attention=elsewhere)) == (2, 3)
