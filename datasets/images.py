@@ -29,6 +29,7 @@ from PIL import Image
 from .table import DataError
 
 IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".ppm", ".pgm", ".pbm"})
+LOSSLESS = frozenset({"PNG", "BMP", "TIFF", "GIF", "PPM"})  # Pillow's formats that give back each number written
 _ORIENTATION = 0x0112  # the EXIF tag
 
 

@@ -17,10 +17,8 @@ from os import PathLike
 import numpy as np
 from PIL import Image
 
-from .images import refusal
+from .images import LOSSLESS, refusal
 from .table import DataError
-
-_LOSSLESS = frozenset({"PNG", "BMP", "TIFF", "GIF", "PPM"})
 
 
 def read_ids(path: str | PathLike) -> np.ndarray:
@@ -41,7 +39,7 @@ def read_ids(path: str | PathLike) -> np.ndarray:
 
 
 def _require_lossless(picture: Image.Image, path: str) -> None:
-    if picture.format not in _LOSSLESS:
+    if picture.format not in LOSSLESS:
         raise DataError(
             f"{path}: a {picture.format} mask may have lost digits, which no object can be read from: make it anew as PNG"
         )

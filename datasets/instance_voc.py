@@ -21,11 +21,10 @@ from .clean import UNKNOWN_CATEGORY, read_lines
 from .instance_files import read_ids
 from .instance_table import Drawn, Scene, instance_table, require_size
 from .label_columns import by_stem, pair
+from .label_files import VOID
 from .mask_encoding import from_ids
 from .table import DataError, Problems, Table
 from .voc import CATEGORIES
-
-VOID = 255
 
 
 class VocInstances:

@@ -19,13 +19,12 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .images import refusal
+from .images import LOSSLESS, refusal
 from .table import DataError
 
 Colour = tuple[int, int, int]  # (red, green, blue), 0 to 255
 VOID = 255  # the number of void in files, where there are no 256 categories
 VOID_COLOUR: Colour = (224, 224, 192)  # Pascal VOC's
-_LOSSLESS = frozenset({"PNG", "BMP", "TIFF", "GIF", "PPM"})
 _MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA"})
 _SPREAD = {"L;2": 85, "L;4": 17}  # by what Pillow multiplies gray of 2 and 4 bits
 
@@ -80,7 +79,7 @@ def read_mask_header(path: str | PathLike) -> MaskHeader:
 
 
 def _require_kind(picture: Image.Image, path: str) -> None:
-    if picture.format not in _LOSSLESS:
+    if picture.format not in LOSSLESS:
         raise DataError(
             f"{path}: a {picture.format} mask may have lost digits, which no category can be read from: make it anew as PNG"
         )
