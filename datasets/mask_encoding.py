@@ -129,7 +129,7 @@ def _unpacked(texts: list[str | bytes], rows: np.ndarray) -> _Edges:
             try:
                 unpack([text])
             except ValueError as error:
-                raise SegmentationError(row, f"its {error}") from None
+                raise SegmentationError(row, str(error)) from None
         raise
 
 

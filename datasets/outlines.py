@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from .masks import SAMPLES, coverage, from_pixels
+from .run_strings import unpack_one
 from .table import DataError, Table
 
 _BITS = 8  # of a sample's fraction that OpenCV is told
@@ -98,7 +99,7 @@ def _parsed(segmentation: Any, size: tuple[int, int]) -> list[np.ndarray] | np.n
                 f"its run lengths are for {height}x{width} pixels (height x width), the picture has {size}"
             )
         counts = segmentation["counts"]
-        runs = _unpacked(counts) if isinstance(counts, (str, bytes)) else np.array(counts, np.int64)
+        runs = unpack_one(counts) if isinstance(counts, (str, bytes)) else np.array(counts, np.int64)
         if runs.ndim != 1 or (runs < 0).any() or runs.sum() != height * width:
             raise ValueError(f"its run lengths are not of {height * width} pixels")
         return runs
@@ -132,17 +133,3 @@ def encode(mask: np.ndarray) -> dict[str, Any]:
     flat = np.concatenate([[0], (mask != 0).T.ravel(), [2]]).astype(np.int8)  # 0 first: background, if only none
     changes = np.flatnonzero(np.diff(flat))
     return {"size": list(mask.shape), "counts": np.diff(changes, prepend=0).tolist()}
-
-
-def _unpacked(text: str | bytes) -> np.ndarray:
-    """Runs (R,) int64 from COCO's string."""
-    codes = np.frombuffer(text.encode() if isinstance(text, str) else text, np.uint8).astype(np.int64) - 48
-    last = (codes & 32) == 0
-    if not len(codes) or (codes < 0).any() or (codes > 63).any() or not last[-1]:
-        raise ValueError("its run lengths are no string of COCO's")
-    starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
-    place = np.arange(len(codes)) - np.repeat(starts, np.diff(np.append(starts, len(codes))))
-    values = np.add.reduceat((codes & 31) << 5 * place, starts)
-    values -= np.where(codes[last] & 16, 1 << 5 * (place[last] + 1), 0)  # the highest bit is the sign
-    values[1::2], values[2::2] = values[1::2].cumsum(), values[2::2].cumsum()
-    return values

@@ -14,6 +14,7 @@ import numpy as np
 
 _ZERO = 48  # the character that stands for 0
 _MOST = 7  # characters that a number takes, enough for pictures of 2^31 pixels
+_WRONG = "its run lengths are no string of COCO's"
 
 
 def unpack(strings: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -25,24 +26,41 @@ def unpack(strings: Sequence[str | bytes]) -> tuple[np.ndarray, np.ndarray]:
     Raises:
         ValueError: a string is none of COCO's.
     """
-    data = [text.encode() if isinstance(text, str) else text for text in strings]
-    codes = np.frombuffer(b"".join(data), np.uint8).astype(np.int64) - _ZERO
+    data = [_bytes(text) for text in strings]
     ends = np.cumsum([0, *map(len, data)])
-    last = (codes & 32) == 0
-    complete = last[ends[1:] - 1] if len(codes) else np.zeros(len(data), bool)
-    if (np.diff(ends) == 0).any() or not complete.all() or (codes < 0).any() or (codes > 63).any():
-        raise ValueError("run lengths are no string of COCO's")
+    values, last = _numbers(b"".join(data))
+    if (np.diff(ends) == 0).any() or not last[ends[1:] - 1].all():
+        raise ValueError(_WRONG)
     counts = np.concatenate([[0], np.cumsum(last)])[ends]
-    if not len(codes):
-        return codes, counts
-    starts = np.append(0, np.flatnonzero(last)[:-1] + 1)
+    return _summed(values, counts), counts
+
+
+def unpack_one(string: str | bytes) -> np.ndarray:
+    """(R,) int64, the run lengths of one string; raises as `unpack`, which takes three times as long for a single one."""
+    values, _ = _numbers(_bytes(string))
+    if not len(values):
+        raise ValueError(_WRONG)
+    values[1::2], values[2::2] = values[1::2].cumsum(), values[2::2].cumsum()
+    return values
+
+
+def _bytes(text: str | bytes) -> bytes:
+    return text.encode() if isinstance(text, str) else text
+
+
+def _numbers(text: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """(R,) int64, the numbers that the characters (S,) stand for, and (S,) bool, whether one ends with each."""
+    codes = np.frombuffer(text, np.uint8).astype(np.int64) - _ZERO
+    last = (codes & 32) == 0
+    if (codes < 0).any() or (codes > 63).any() or not last[-1:].all():
+        raise ValueError(_WRONG)
+    starts = np.flatnonzero(np.append(True, last))[:-1]
     lengths = np.diff(np.append(starts, len(codes)))
-    if lengths.max() > _MOST:
-        raise ValueError("run lengths are longer than any picture")
+    if (lengths > _MOST).any():
+        raise ValueError("its run lengths are longer than any picture")
     place = np.arange(len(codes)) - np.repeat(starts, lengths)
     values = np.add.reduceat((codes & 31) << 5 * place, starts)
-    values -= np.where(codes[last] & 16, 1 << 5 * lengths, 0)
-    return _summed(values, counts), counts
+    return values - np.where(codes[last] & 16, 1 << 5 * lengths, 0), last
 
 
 def _summed(values: np.ndarray, offsets: np.ndarray) -> np.ndarray:

@@ -11,8 +11,9 @@ from sightline.datasets.augment import Augment, crop
 from sightline.datasets.crops import ScaleCrop
 from sightline.datasets.detection import DetectionDataset, loader_for
 from sightline.datasets.masks import from_pixels, recrop, to_pixels
-from sightline.datasets.outlines import Outlines, _unpacked, decode, encode
+from sightline.datasets.outlines import Outlines, decode, encode
 from sightline.datasets.readers import read
+from sightline.datasets.run_strings import unpack_one
 from sightline.datasets.shapes import draw, shapes_table
 from sightline.datasets.structures import ImageInfo, Instances, Sample
 from sightline.datasets.table import DataError
@@ -54,7 +55,7 @@ def test_run_lengths_are_pycocotools():
     for picture in random_pictures():
         packed = coco.encode(np.asfortranarray(picture))
         for counts in (packed["counts"], packed["counts"].decode()):
-            np.testing.assert_array_equal(decode(_unpacked(counts), picture.shape), picture)
+            np.testing.assert_array_equal(decode(unpack_one(counts), picture.shape), picture)
         plain = encode(picture)
         assert coco.frPyObjects(plain, *picture.shape)["counts"] == packed["counts"]
         np.testing.assert_array_equal(decode(np.array(plain["counts"]), picture.shape), picture)
@@ -93,7 +94,7 @@ def test_coco_objects_are_those_of_pycocotools(real_data):
         height, width = size = tuple(table.sizes[table.image[k]].tolist())
         given = coco.frPyObjects(table.segmentations[k], height, width)
         packed = coco.merge(given) if isinstance(given, list) else given
-        truth = decode(_unpacked(packed["counts"]), size).astype(bool)
+        truth = decode(unpack_one(packed["counts"]), size).astype(bool)
         mask = outlines.masks(range(k, k + 1), table.boxes[k : k + 1], SIDE)
         mine = to_pixels(torch.from_numpy(mask), torch.from_numpy(table.boxes[k : k + 1]), size)[0].numpy()
         if truth.sum() >= 200:  # of smaller ones the rules for pixels on the outline decide

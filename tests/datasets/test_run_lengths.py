@@ -10,7 +10,7 @@ from sightline.datasets.mask_encoding import SegmentationError, from_coco, from_
 from sightline.datasets.masks import to_pixels
 from sightline.datasets.polygons import trace
 from sightline.datasets.run_lengths import RunLengths
-from sightline.datasets.run_strings import pack, unpack
+from sightline.datasets.run_strings import pack, unpack, unpack_one
 
 
 @pytest.fixture
@@ -92,6 +92,18 @@ def test_strings_hold_large_and_small_numbers():
     again, starts = unpack(pack(runs, offsets))
     np.testing.assert_array_equal(again, runs)
     np.testing.assert_array_equal(starts, offsets)
+    for string, run in zip(pack(runs, offsets), np.split(runs, offsets[1:-1]), strict=True):
+        np.testing.assert_array_equal(unpack_one(string), run)
+
+
+@pytest.mark.parametrize("string", ["", "P", "0~", "0é", "PPPPPPPP0"])
+def test_one_string_is_refused_as_many_are(string):
+    with pytest.raises(ValueError, match="its run lengths are") as many:
+        unpack(["`0", string, "`0"])
+    with pytest.raises(ValueError, match="its run lengths are") as one:
+        unpack_one(string)
+    assert string == "P" or str(one.value) == str(many.value)  # of many, one that does not end runs into the next
+    assert [part.tolist() for part in unpack([])] == [[], [0]]
 
 
 def test_pixels_come_back():
