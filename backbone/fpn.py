@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .norms import Norm
-from .protocol import Backbone, check_backbone
+from .protocol import Backbone, body_stages, check_backbone
 
 
 class FPN(nn.Module):
@@ -114,9 +114,7 @@ class BackboneWithFPN(Backbone):
         self.strides = tuple(body.strides) + tuple(body.strides[-1] * 2**i for i in range(1, above + 1))
         self.channels = (fpn.out_channels,) * len(self.strides)
         self.mean, self.std = body.mean, body.std
-        self.stage_prefixes = {
-            name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()
-        }
+        self.stage_prefixes = body_stages(body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images to the pyramid's maps, finest first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from .protocol import Backbone, check_backbone
+from .protocol import Backbone, body_stages, check_backbone
 
 
 class LastMap(nn.Module):
@@ -16,9 +16,7 @@ class LastMap(nn.Module):
         self.body = body
         self.strides, self.channels = tuple(body.strides[-1:]), tuple(body.channels[-1:])
         self.mean, self.std = body.mean, body.std
-        self.stage_prefixes = {
-            name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()
-        }
+        self.stage_prefixes = body_stages(body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return self.body(images)[-1:]

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from .csp_darknet import SIZES, ConvNormAct, CSPDarknet, CSPLayer, Size, conv3x3
 from .norms import Norm
-from .protocol import Backbone, check_backbone
+from .protocol import Backbone, body_stages, check_backbone
 
 
 class PAFPN(nn.Module):
@@ -75,9 +75,7 @@ class BackboneWithPAFPN(Backbone):
         self.body, self.fpn = body, fpn
         self.strides, self.channels = tuple(body.strides), tuple(body.channels)
         self.mean, self.std = body.mean, body.std
-        self.stage_prefixes = {
-            name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()
-        }
+        self.stage_prefixes = body_stages(body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         """Normalised images to p3, p4, p5."""

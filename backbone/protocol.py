@@ -36,6 +36,11 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
 
+def body_stages(body: nn.Module) -> dict[str, tuple[str, ...]]:
+    """The `stage_prefixes` of a module that holds another one, which states its own, as its `body`."""
+    return {name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()}
+
+
 def check_backbone(value: object, *, user: str, maps: int | None = None) -> None:
     """Says what is wrong when a head was given something that is no backbone.
 

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from ..backbone import CLASSIFIERS, Backbone, build_backbone, build_classifier
 from ..backbone.building import finish
+from ..backbone.protocol import body_stages
 from .boxes import full_precision
 from .fast_rcnn import FastRCNN
 from .proposers import proposer_named
@@ -47,9 +48,7 @@ class RegionNetwork(Backbone):
         super().__init__()
         self.body, self.width = body, width
         self.mean, self.std = body.mean, body.std
-        self.stage_prefixes = {
-            name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()
-        }
+        self.stage_prefixes = body_stages(body)
 
     def forward(self, images: Tensor) -> list[Tensor]:
         return [images]

@@ -4,7 +4,9 @@ import torchvision
 from torchvision.models.detection.backbone_utils import _mobilenet_extractor, _resnet_fpn_extractor
 
 from sightline.backbone import BACKBONES, build_backbone, freeze_stages, stages
+from sightline.backbone.last_map import LastMap
 from sightline.backbone.mobilenet_v2 import MobileNetV2Classifier
+from sightline.backbone.protocol import body_stages
 from sightline.backbone.resnet import resnet18_classifier
 
 
@@ -94,3 +96,12 @@ def test_frozen_stages_get_no_gradient():
     sum(x.mean() for x in model(torch.randn(2, 3, 64, 64))).backward()
     assert model.body.layer2[0].conv1.weight.grad is None
     assert model.body.layer3[0].conv1.weight.grad.abs().sum() > 0
+
+
+def test_stages_of_a_body_within_another_module():
+    body = build_backbone("lenet")
+    expected = {name: tuple(f"body.{prefix}" for prefix in prefixes) for name, prefixes in body.stage_prefixes.items()}
+    wrapped = LastMap(body)
+    assert wrapped.stage_prefixes == body_stages(body) == expected
+    named = dict(wrapped.named_modules())
+    assert all(prefix in named for prefixes in expected.values() for prefix in prefixes)
