@@ -46,7 +46,8 @@ def roi_align(
     Returns:
         (B * K, C, P, P), channels-last, of the maps' dtype.
     """
-    if _fused(features, rois):
+    # In a graph exported on a CPU the one operator says what is meant, whatever runs it (`onnx_operators`).
+    if _fused(features, rois) or (torch.compiler.is_exporting() and not features[0].is_cuda):
         return _roi_align(list(features), rois, levels, list(strides), output_size, sampling_ratio)
     return roi_align_plain(
         features, rois, levels, strides=strides, output_size=output_size, sampling_ratio=sampling_ratio
@@ -54,14 +55,10 @@ def roi_align(
 
 
 def _fused(features: Sequence[Tensor], rois: Tensor) -> bool:
-    """Whether the kernels may stand in for the plain version; reads no values, and compilers can follow it.
-
-    In a graph exported on a CPU the one operator says what is meant, whatever runs it (`onnx_operators`).
-    """
-    if not features[0].is_cuda:
-        return torch.compiler.is_exporting()
+    """Whether the kernels may stand in for the plain version; reads no values, and compilers can follow it."""
     return (
-        HAS_TRITON
+        features[0].is_cuda
+        and HAS_TRITON
         and len(features) <= MOST_LEVELS
         and features[0].dtype in (torch.float32, torch.bfloat16, torch.float16)
         and all(level.dtype == features[0].dtype for level in features)
@@ -85,7 +82,7 @@ def _new_enough(device: torch.device) -> bool:
     schema="(Tensor[] features, Tensor rois, Tensor levels, int[] strides, int output_size, int sampling_ratio) -> Tensor",
 )
 def _roi_align(features, rois, levels, strides, output_size, sampling_ratio):
-    if not rois.is_cuda:  # an exported graph, run on a CPU
+    if not (rois.is_cuda and _fused(features, rois)):  # an exported graph, run elsewhere than where it was made
         return roi_align_plain(
             features, rois, levels, strides=strides, output_size=output_size, sampling_ratio=sampling_ratio
         )
