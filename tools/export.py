@@ -21,7 +21,7 @@ from sightline.captioning import Captioner
 from sightline.datasets.batching import frame_for, frame_multiple
 from sightline.datasets.images import read_image
 from sightline.datasets.shapes import draw
-from sightline.datasets.table import DataError
+from sightline.datasets.table import DataError, counted
 from sightline.datasets.transforms import from_hwc, resize_image
 from sightline.tools.checkpoints import load_mean
 from sightline.tools.command_options import OptionsParser
@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
             "the model finds nothing in the picture that the file is checked with; name one where it does: --picture FILE"
         )
     frame = " x ".join(str(side) for side in images.shape[2:])
-    work = f"{len(images)} picture{'s' * (len(images) > 1)} in a frame of {frame}"
+    work = f"{counted(len(images), 'picture')} in a frame of {frame}"
     partial = path.with_name(f"{path.stem}.partial{path.suffix}")
     partial.touch()  # where nothing can be written, that is told now
     print(f"exporting for {work}; this can take minutes", file=sys.stderr)
