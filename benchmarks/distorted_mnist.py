@@ -42,7 +42,7 @@ TRANSFORMED = {"st_fcn": st_fcn, "st_cnn": st_cnn}
 EPOCHS = {
     "fcn": {"R": 40, "RTS": 120, "P": 40, "E": 40, "cluttered": 300},
     "cnn": {"R": 10, "RTS": 60, "P": 10, "E": 10, "cluttered": 15},
-    "st_fcn": {"R": 40, "RTS": 40, "P": 40, "E": 40, "cluttered": 900},
+    "st_fcn": {"R": 40, "RTS": 40, "P": 40, "E": 40, "cluttered": 1125},
     "st_fcn tps": {"RTS": 80},
     "st_cnn": {"R": 10, "RTS": 16, "P": 10, "E": 10, "cluttered": 30},
 }
@@ -203,7 +203,7 @@ def main() -> None:
     parser.add_argument("--transforms", nargs="+", choices=TRANSFORMS, default=list(TRANSFORMS))
     parser.add_argument("--distortions", nargs="+", choices=DISTORTIONS, default=list(DISTORTIONS))
     parser.add_argument(
-        "--effort", type=float, default=1.0, help="multiplies the epochs, 10 to 900 by network and distortion"
+        "--effort", type=float, default=1.0, help="multiplies the epochs, 10 to 1125 by network and distortion"
     )
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rate", type=float, default=3e-3, help="the peak of the cycle")
