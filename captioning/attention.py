@@ -87,7 +87,9 @@ class Attention(nn.Module):
         """What every look needs, made once a picture."""
         vectors = self.vectors(annotations)
         mean = mean_vector(vectors, annotations.valid)
-        return Memory(vectors, self.keys_of(vectors, mean), mean, annotations.valid)
+        keys = self.keys_of(vectors, mean)
+        # Under autocast keys are narrow: vectors become so here, not once more in every step.
+        return Memory(vectors.to(keys.dtype), keys, mean, annotations.valid)
 
     def keys_of(self, vectors: Tensor, mean: Tensor) -> Tensor:
         """See `Memory.keys`; from vectors (B, L, C) and their mean (B, C)."""

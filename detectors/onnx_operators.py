@@ -1,4 +1,4 @@
-"""What our own operators are in ONNX's: `torch.onnx.export(..., custom_translation_table=translations(num_classes))`.
+"""What operators that torch cannot translate are in ONNX's: `torch.onnx.export(..., custom_translation_table=translations(num_classes))`.
 
 Letters: G groups, K boxes a group, C classes; B images, R regions, L levels.
 """
@@ -10,10 +10,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torchvision  # noqa: F401 - its operators are known once it is there
 
 
 def translations(num_classes: int) -> dict[Callable[..., Any], Callable[..., Any]]:
-    """For `sightline::nms` and `sightline::roi_align`; needs the package onnxscript.
+    """For `sightline::nms` and `sightline::roi_align`, and torchvision's `roi_pool`; needs the package onnxscript.
 
     Args:
         num_classes: labels that boxes have lie below it.
@@ -79,4 +80,13 @@ def translations(num_classes: int) -> dict[Callable[..., Any], Callable[..., Any
         back = op.ScatterND(numbers, op.Unsqueeze(order, constant(1)), numbers)  # order[back[i]] is i
         return op.Gather(op.Concat(*pooled, axis=0), back)
 
-    return {torch.ops.sightline.nms.default: nms, torch.ops.sightline.roi_align.default: roi_align}
+    def roi_pool(features: Any, rois: Any, scale: float, height: int, width: int) -> tuple[Any, Any]:
+        """(R, C, height, width); torch's own translation knows other arguments than the operator has."""
+        pooled = op.MaxRoiPool(features, rois, pooled_shape=(height, width), spatial_scale=scale)
+        return pooled, op.Shape(pooled)  # which cells were the largest is asked for in training alone
+
+    return {
+        torch.ops.sightline.nms.default: nms,
+        torch.ops.sightline.roi_align.default: roi_align,
+        torch.ops.torchvision.roi_pool.default: roi_pool,
+    }

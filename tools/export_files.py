@@ -32,6 +32,7 @@ Runner = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 EXACT = 1e-3  # of a score or a share
 NEAR = 0.05  # pixels of the frame
+LONG = 2000  # steps of a graph that is left to whoever runs it to make shorter: the time to do so grows with their square
 
 
 class Graph(nn.Module):
@@ -95,6 +96,7 @@ def write(model: Model, images: Tensor, sizes: Tensor, names: Sequence[str], pat
         (images, sizes),
         dynamo=True,
         verbose=False,
+        optimize=len(program.graph.nodes) < LONG,
         input_names=INPUTS,
         output_names=list(names),
         custom_translation_table=translated,

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torchvision.ops import roi_pool
 
 from sightline.detectors.nms import nms
 from sightline.detectors.onnx_operators import translations
@@ -72,3 +73,19 @@ def test_pooling(strides, tmp_path):
         inputs = (rois, levels, *features)
         run = run or session(module, inputs, tmp_path / "pool.onnx")
         np.testing.assert_allclose(answer(run, inputs), module(*inputs), atol=1e-5)
+
+
+class LargestPooled(nn.Module):
+    def forward(self, features, rois):
+        return roi_pool(features, rois, (3, 4), 1 / 8)
+
+
+def test_largest_pooling(tmp_path):
+    """Regions end between cells, are thinner than one, and reach over the picture's edge."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 5, 8, 12, generator=generator)
+    corners = 110 * torch.rand(40, 2, generator=generator) - 20
+    ends = corners + 60 * torch.rand(40, 2, generator=generator) ** 3
+    rois = torch.cat([torch.randint(2, (40, 1), generator=generator).float(), corners, ends], -1)
+    run = session(LargestPooled(), (features, rois), tmp_path / "pool.onnx")
+    np.testing.assert_array_equal(answer(run, (features, rois)), LargestPooled()(features, rois))
