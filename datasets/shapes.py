@@ -279,7 +279,10 @@ def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
     else:
         coarse = np.frombuffer(rng.bytes(64), np.uint8).reshape(8, 8)
         mix = cv2.resize(coarse, (size, size), interpolation=cv2.INTER_LINEAR_EXACT) / np.float32(255)
-    return tones[0] + mix[..., None] * (tones[1] - tones[0])
+    canvas = np.empty((size, size, 3), np.float32)
+    for channel, (low, high) in enumerate(tones.T):  # numpy is slow along an axis of three
+        canvas[..., channel] = low + mix * (high - low)
+    return canvas
 
 
 # -- Words --
