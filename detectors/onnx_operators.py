@@ -1,4 +1,4 @@
-"""What operators that torch cannot translate are in ONNX's: `torch.onnx.export(..., custom_translation_table=translations(num_classes))`.
+"""What operators that torch cannot translate are in ONNX's: `torch.onnx.export(…, custom_translation_table=translations(3))`.
 
 Letters: G groups, K boxes a group, C classes; B images, R regions, L levels.
 """

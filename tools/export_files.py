@@ -32,7 +32,7 @@ Runner = Callable[[Tensor, Tensor], Sequence[Tensor]]
 
 EXACT = 1e-3  # of a score or a share
 NEAR = 0.05  # pixels of the frame
-LONG = 2000  # steps of a graph that is left to whoever runs it to make shorter: the time to do so grows with their square
+LONG = 2000  # steps of a graph that stays as it is: what makes it shorter takes their square in time
 
 
 class Graph(nn.Module):

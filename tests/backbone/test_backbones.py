@@ -66,7 +66,15 @@ def test_exports(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["resnet10_narrow_fpn", "mobilenet_v2_tf", "mobilenet_v3_large_fpn", "vgg16", "lenet", "googlenet"]
+    "name",
+    [
+        "resnet10_narrow_fpn",
+        "lenet",
+        *(
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("mobilenet_v2_tf", "mobilenet_v3_large_fpn", "vgg16", "googlenet")
+        ),
+    ],
 )
 def test_compiles_into_one_graph(name):
     backbone = build_backbone(name, norm="frozen")

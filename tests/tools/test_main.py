@@ -47,7 +47,9 @@ def test_mistyped_option(words, near, capsys):
     assert error.count("\n") == 1
 
 
-@pytest.mark.parametrize("tool", TOOLS)
+@pytest.mark.parametrize(
+    "tool", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in TOOLS if name != "train")]
+)
 def test_each_tool_also_runs_as_a_file(tool, tmp_path):
     path = Path(__file__).parents[2] / "tools" / f"{MODULES.get(tool, tool)}.py"
     done = subprocess.run([sys.executable, path, "--help"], capture_output=True, text=True, cwd=tmp_path, timeout=120)

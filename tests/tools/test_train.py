@@ -210,7 +210,7 @@ def test_thaws_on_a_plateau_and_logs_ratios(tmp_path):
     assert float(rows[0]["update_ratio/c1"]) == 0 < float(rows[0]["update_ratio/rest"]) < 1
 
 
-@pytest.mark.parametrize("sampler", ["random", "tpe"])
+@pytest.mark.parametrize("sampler", [pytest.param("random", marks=pytest.mark.slow), "tpe"])
 def test_search(tmp_path, capsys, sampler):
     if sampler == "tpe":
         pytest.importorskip("optuna")
