@@ -21,6 +21,7 @@ from dataclasses import replace
 import numpy as np
 
 from sightline.datasets.mask_encoding import from_coco
+from sightline.datasets.run_lengths import RunLengths
 from sightline.evaluation import Detections, Truth, evaluate_masks
 
 KEYS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl")
@@ -83,7 +84,7 @@ def random_shapes(rng: np.random.Generator, count: int) -> np.ndarray:
     return np.hstack([centre, radii, rng.uniform(0, 0.15, (count, 3)), rng.uniform(0, 2 * np.pi, (count, 3))])
 
 
-def blobs(shapes: np.ndarray):
+def blobs(shapes: np.ndarray) -> RunLengths:
     """The masks of rims of 64 corners."""
     angle = np.linspace(0, 2 * np.pi, 64, endpoint=False)
     waves = sum(shapes[:, k + 4, None] * np.sin((k + 2) * angle + shapes[:, k + 7, None]) for k in range(3))

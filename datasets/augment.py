@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from types import ModuleType
+from typing import Any
 
 import cv2
 import numpy as np
@@ -146,7 +148,7 @@ def jitter_colour(sample: Sample, strength: float, seed: int) -> Sample:
 
 
 @lru_cache
-def _colour_jitter(strength: float):
+def _colour_jitter(strength: float) -> Any:
     span = (1 - strength, 1 + strength)
     # No hue: its way through HSV takes longer than decoding, resizing and all the rest together.
     jitter = _albumentations().ColorJitter(brightness=span, contrast=span, saturation=span, hue=(0, 0), p=1.0)
@@ -174,7 +176,7 @@ def _change_saturation(image: np.ndarray, factor: float) -> np.ndarray:
     return cv2.transform(image, factor * np.eye(3) + (1 - factor) * _GRAY, dst=image)
 
 
-def _albucore():
+def _albucore() -> ModuleType:
     import albucore  # albumentations' arithmetic, whose tables of levels are several times as fast as OpenCV's
 
     return albucore
@@ -224,7 +226,7 @@ def _valid(instances: Instances) -> Instances:
     return instances[boxes.isfinite().all(dim=1) & (boxes[:, 2:] > boxes[:, :2]).all(dim=1)]
 
 
-def _albumentations():
+def _albumentations() -> ModuleType:
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")  # else importing it asks a server for its newest version
     import albumentations
 

@@ -9,6 +9,7 @@ Letters: B images, N objects (padded), A anchors or proposals.
 from __future__ import annotations
 
 import functools
+from types import ModuleType
 
 import torch
 from torch import Tensor
@@ -60,7 +61,7 @@ def _(anchors: Tensor, crowds: Tensor) -> Tensor:
     return _zeros(anchors, crowds)
 
 
-def _kernels(anchors: Tensor, boxes: Tensor):
+def _kernels(anchors: Tensor, boxes: Tensor) -> ModuleType | None:
     """The Triton versions, or None where they do not do: they compute in float32, on CUDA."""
     if not boxes.is_cuda or torch.promote_types(anchors.dtype, boxes.dtype) != torch.float32:
         return None
@@ -68,7 +69,7 @@ def _kernels(anchors: Tensor, boxes: Tensor):
 
 
 @functools.cache
-def _triton():
+def _triton() -> ModuleType | None:
     """The module, or None where Triton is absent (it comes with PyTorch's CUDA packages on Linux)."""
     try:
         from . import match_triton

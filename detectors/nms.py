@@ -6,6 +6,7 @@ Letters: G groups (an image, or one pyramid level of an image), K boxes a group,
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -79,7 +80,7 @@ def _(boxes: Tensor, valid: Tensor, iou_threshold: float, labels: Tensor | None)
 
 
 @functools.cache
-def _kernel():
+def _kernel() -> Callable[[Tensor, Tensor, float, Tensor | None], Tensor] | None:
     """The Triton version, or None where Triton is absent (it comes with PyTorch's CUDA packages on Linux)."""
     try:
         from .nms_triton import nms_triton

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,7 +82,14 @@ def _new_enough(device: torch.device) -> bool:
     mutates_args=(),
     schema="(Tensor[] features, Tensor rois, Tensor levels, int[] strides, int output_size, int sampling_ratio) -> Tensor",
 )
-def _roi_align(features, rois, levels, strides, output_size, sampling_ratio):
+def _roi_align(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
     if not (rois.is_cuda and _fused(features, rois)):  # an exported graph, run elsewhere than where it was made
         return roi_align_plain(
             features, rois, levels, strides=strides, output_size=output_size, sampling_ratio=sampling_ratio
@@ -93,7 +101,14 @@ def _roi_align(features, rois, levels, strides, output_size, sampling_ratio):
 
 
 @_roi_align.register_fake
-def _(features, rois, levels, strides, output_size, sampling_ratio):
+def _(
+    features: Sequence[Tensor],
+    rois: Tensor,
+    levels: Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+) -> Tensor:
     regions, channels = rois.shape[0] * rois.shape[1], features[0].shape[1]
     return features[0].new_empty(regions, output_size, output_size, channels).permute(0, 3, 1, 2)
 
@@ -103,7 +118,9 @@ def _(features, rois, levels, strides, output_size, sampling_ratio):
     mutates_args=(),
     schema="(Tensor gradient, Tensor rois, Tensor levels, SymInt[] sizes, int[] strides, int sampling_ratio) -> Tensor[]",
 )
-def _roi_align_backward(gradient, rois, levels, sizes, strides, sampling_ratio):
+def _roi_align_backward(
+    gradient: Tensor, rois: Tensor, levels: Tensor, sizes: Sequence[int], strides: Sequence[int], sampling_ratio: int
+) -> list[Tensor]:
     """Gradients to the maps, channels-last, of heights and widths `sizes` (2 L) and the gradient's dtype."""
     shapes = list(zip(sizes[::2], sizes[1::2], strict=True))
     if not rois.is_cuda:
@@ -115,19 +132,21 @@ def _roi_align_backward(gradient, rois, levels, sizes, strides, sampling_ratio):
 
 
 @_roi_align_backward.register_fake
-def _(gradient, rois, levels, sizes, strides, sampling_ratio):
+def _(
+    gradient: Tensor, rois: Tensor, levels: Tensor, sizes: Sequence[int], strides: Sequence[int], sampling_ratio: int
+) -> list[Tensor]:
     batch, channels = rois.shape[0], gradient.shape[1]
     shapes = zip(sizes[::2], sizes[1::2], strict=True)
     return [gradient.new_empty(batch, height, width, channels).permute(0, 3, 1, 2) for height, width in shapes]
 
 
-def _save(ctx, inputs, output):
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     features, rois, levels, ctx.strides, _, ctx.sampling_ratio = inputs
     ctx.save_for_backward(rois, levels)  # of the maps only their sizes, so that nothing holds them
     ctx.sizes = [length for level in features for length in level.shape[-2:]]
 
 
-def _differentiate(ctx, gradient):
+def _differentiate(ctx: Any, gradient: Tensor) -> tuple[list[Tensor] | None, ...]:
     rois, levels = ctx.saved_tensors
     maps = _roi_align_backward(gradient, rois, levels, ctx.sizes, ctx.strides, ctx.sampling_ratio)
     return maps, None, None, None, None, None

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from matplotlib import colormaps
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -136,7 +137,7 @@ def plot_activations(report: ActivationReport, path: str, *, title: str) -> None
     save_figure(figure, path)
 
 
-def _panel(axes, layer: LayerActivations) -> None:
+def _panel(axes: Axes, layer: LayerActivations) -> None:
     colour = FINE if layer.verdict == "fine" else WRONG
     low, high = layer.minimum, layer.maximum
     if math.isfinite(low) and high > low:
