@@ -11,7 +11,7 @@ from pathlib import Path
 from .caption_lines import SPLITS
 from .caption_sentences import Sentences, captioned_table
 from .clean import Pictures, measure
-from .images import IMAGE_SUFFIXES
+from .images import pictures_below
 from .table import DataError, Problems, Table
 
 
@@ -67,9 +67,6 @@ class Index:
     @cached_property
     def _by_name(self) -> dict[str, list[str]]:
         found: dict[str, list[str]] = {}
-        for place, folders, files in os.walk(self.folder):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            for file in sorted(files):
-                if os.path.splitext(file)[1].lower() in IMAGE_SUFFIXES:
-                    found.setdefault(unicodedata.normalize("NFC", file), []).append(os.path.join(place, file))
+        for path in pictures_below(self.folder):
+            found.setdefault(unicodedata.normalize("NFC", os.path.basename(path)), []).append(path)
         return found

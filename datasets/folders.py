@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from .clean import TOLERANCE, UNKNOWN_CATEGORY, Objects, Pictures, clean_table, measure
 from .detection import read_picture
-from .images import IMAGE_SUFFIXES, write_image
+from .images import is_picture, write_image
 from .table import DataError, Problems, Table, nearest
 
 _SPLITS = {"train": "train", "val": "val", "valid": "val", "validation": "val", "dev": "val", "test": "test"}
@@ -161,13 +161,9 @@ def _class_folders(folder: Path) -> list[Path]:
 def _has_picture(folder: Path, depth: int = 0) -> bool:
     """Whether a picture lies in a folder, or at most `depth` folders further down."""
     with os.scandir(folder) as entries:  # left early, it would stay open
-        if any(_is_picture(entry.name) and entry.is_file() for entry in entries):
+        if any(is_picture(entry.name) and entry.is_file() for entry in entries):
             return True
     return depth > 0 and any(_has_picture(child, depth - 1) for child in _subfolders(folder))
-
-
-def _is_picture(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
 
 
 @dataclass
@@ -190,14 +186,14 @@ class _Listing:
 
 
 def _list(folder: Path) -> _Listing:
-    listing = _Listing(loose=[str(path) for path in sorted(folder.iterdir()) if _is_picture(path.name)])
+    listing = _Listing(loose=[str(path) for path in sorted(folder.iterdir()) if is_picture(path.name)])
     for child in _subfolders(folder):
         pictures, others = [], []
         for path, folders, files in os.walk(child):
             folders[:] = sorted(name for name in folders if not name.startswith("."))
-            here = [name for name in sorted(files) if _is_picture(name)]
+            here = [name for name in sorted(files) if is_picture(name)]
             pictures += [os.path.join(path, name) for name in here]
-            others += [os.path.join(path, n) for n in sorted(files) if not (_is_picture(n) or n.startswith("."))]
+            others += [os.path.join(path, n) for n in sorted(files) if not (is_picture(n) or n.startswith("."))]
             if here and path != str(child):
                 listing.nested.append(path)
         if pictures:

@@ -17,7 +17,9 @@ fills up a truncated file without a word, so that is looked for first.
 from __future__ import annotations
 
 import io
+import os
 import re
+from collections.abc import Iterator
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
@@ -38,6 +40,18 @@ class Header(NamedTuple):
 
     size: tuple[int, int]
     turned: bool
+
+
+def is_picture(name: str) -> bool:
+    """Whether a file of this name is a picture; hidden ones, such as a Mac leaves beside each file, are not."""
+    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+
+
+def pictures_below(folder: str | PathLike) -> Iterator[str]:
+    """The paths of all pictures in a folder and below it, but for hidden folders; sorted, folder by folder."""
+    for place, folders, files in os.walk(folder):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(place, name) for name in sorted(files) if is_picture(name))
 
 
 def read_image(path: str | PathLike) -> np.ndarray:

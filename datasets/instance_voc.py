@@ -37,7 +37,7 @@ class VocInstances:
     def __init__(self, folder: str | PathLike) -> None:
         folder = Path(folder)
         self.folder = folder.parent if folder.name == "SegmentationObject" else folder
-        lists = sorted((self.folder / "ImageSets" / "Segmentation").glob("*.txt"))
+        lists = sorted((self.folder / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
         self._lists = {path.stem: path for path in lists if any(stem in self._masks for stem in _stems(path))}
         self.splits = list(self._lists)
 

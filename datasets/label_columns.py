@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from .clean import measure
-from .images import IMAGE_SUFFIXES
+from .images import pictures_below
 from .label_files import read_mask, read_mask_header
 from .label_legend import Legend
 from .table import DataError, Problems, Table
@@ -79,14 +78,8 @@ def pair(
 def by_stem(folder: Path) -> dict[str, list[str]]:
     """From path below a folder, without suffix, to the pictures so named; sorted. Hidden files and folders are passed over."""
     found: dict[str, list[str]] = {}
-    for place, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for file in sorted(files):
-            stem, suffix = os.path.splitext(file)
-            if suffix.lower() in IMAGE_SUFFIXES and not file.startswith("."):
-                found.setdefault((Path(place).relative_to(folder) / stem).as_posix(), []).append(
-                    os.path.join(place, file)
-                )
+    for path in pictures_below(folder):
+        found.setdefault(Path(path).relative_to(folder).with_suffix("").as_posix(), []).append(path)
     return dict(sorted(found.items()))
 
 

@@ -29,7 +29,7 @@ class VocMaps:
 
     def __init__(self, folder: str | PathLike) -> None:
         self.folder = Path(folder)
-        lists = sorted((self.folder / "ImageSets" / "Segmentation").glob("*.txt"))
+        lists = sorted((self.folder / "ImageSets" / "Segmentation").glob("[!.]*.txt"))
         self._lists = {path.stem: path for path in lists if any(stem in self._masks for stem in _stems(path))}
         self.splits = list(self._lists)
         names = ("background", *CATEGORIES)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import cv2
 import numpy as np
 
-from .images import IMAGE_SUFFIXES, read_image
+from .images import is_picture, read_image
 from .table import DataError, Problems, nearest
 
 VIDEO_SUFFIXES = frozenset(
@@ -132,7 +132,8 @@ def _expand(source: str | int | PathLike) -> list[str | int]:
     text = os.path.expanduser(os.fspath(source))
     path = Path(text)
     if path.is_dir():
-        files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES]
+        shown = (file for file in sorted(path.iterdir()) if not file.name.startswith("."))
+        files = [file for file in shown if is_picture(file.name) or is_video(file.name)]
         if not files:
             raise DataError(f"{text}: no picture and no video in this folder")
         return [str(file) for file in files]

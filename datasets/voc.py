@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, distinct_names, measure, read_lines
-from .images import IMAGE_SUFFIXES
+from .images import is_picture
 from .table import DataError, Problems, Table, nearest
 
 CATEGORIES = (
@@ -60,7 +60,7 @@ class VocFolder:
         if self.annotations is None:
             raise DataError(f"{folder}: no xml files in it or in its Annotations/")
         self.folder = self.annotations.parent if self.annotations.name.lower() == "annotations" else self.annotations
-        self._lists = {path.stem: path for path in sorted((self.folder / "ImageSets" / "Main").glob("*.txt"))}
+        self._lists = {path.stem: path for path in sorted((self.folder / "ImageSets" / "Main").glob("[!.]*.txt"))}
         self.splits = [name for name in self._lists if not re.search(r"_(train|val|trainval|test)$", name)]
 
     def read(self, split: str | None = None) -> Table:
@@ -87,14 +87,14 @@ class VocFolder:
     @cached_property
     def _files(self) -> dict[str, _File | str]:
         """Stem to parsed file, or to what is wrong with it."""
-        return {path.stem: _parse(path) for path in self.annotations.glob("*.xml")}
+        return {path.stem: _parse(path) for path in self.annotations.glob("[!.]*.xml")}
 
     @cached_property
     def _pictures(self) -> dict[str, Path]:
         """Stem, and full name, to picture."""
         folders = (self.folder / name for name in ("JPEGImages", "images", "Images", "."))
         folder = next((f for f in folders if f.is_dir() and _has_picture(f)), self.folder)
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+        found = sorted(path for path in folder.iterdir() if is_picture(path.name))
         return {path.stem: path for path in found} | {path.name: path for path in found}
 
     def _listed(self, split: str, problems: Problems) -> list[str]:
@@ -170,7 +170,7 @@ class _Image(NamedTuple):
 def find_annotations(folder: Path) -> Path | None:
     """The folder of xml files, given it or the data set's folder; None where there is none."""
     for candidate in (folder / "Annotations", folder / "annotations", folder):
-        if candidate.is_dir() and next(candidate.glob("*.xml"), None):
+        if candidate.is_dir() and next(candidate.glob("[!.]*.xml"), None):
             return candidate
     return None
 
@@ -182,7 +182,7 @@ def find_split_folders(folder: Path) -> dict[str, Path]:
 
 
 def _has_picture(folder: Path) -> bool:
-    return any(path.suffix.lower() in IMAGE_SUFFIXES for path in folder.iterdir())
+    return any(is_picture(path.name) for path in folder.iterdir())
 
 
 def _parse(path: Path) -> _File | str:

@@ -23,7 +23,7 @@ import numpy as np
 import yaml
 
 from .clean import UNKNOWN_CATEGORY, Objects, Pictures, clean_table, distinct_names, measure, read_lines
-from .images import IMAGE_SUFFIXES
+from .images import pictures_below
 from .table import DataError, Problems, Table
 
 _NAME_FILES = ("classes.txt", "obj.names", "labels/classes.txt", "labels/obj.names")
@@ -82,7 +82,10 @@ class YoloFolder:
         used = {label_file(p) for source in self._sources.values() for p in self._pictures(source, Problems())}
         folders = {file.parent for file in used if file.parent.is_dir() and "labels" in file.parts}
         return sorted(
-            f for folder in folders for f in folder.glob("*.txt") if f not in used and f.name != "classes.txt"
+            file
+            for folder in folders
+            for file in folder.glob("[!.]*.txt")
+            if file not in used and file.name != "classes.txt"
         )
 
     def _pictures(self, sources: list[Path], problems: Problems) -> list[str]:
@@ -110,7 +113,7 @@ def only_names(folder: Path) -> bool:
 
 def find_yaml(folder: Path) -> Path | None:
     """The folder's data.yaml or dataset.yaml, or else the only yaml file with `names` in it."""
-    files = sorted(file for suffix in ("*.yaml", "*.yml") for file in folder.glob(suffix))
+    files = sorted(file for suffix in ("[!.]*.yaml", "[!.]*.yml") for file in folder.glob(suffix))
     for file in files:
         if file.stem in ("data", "dataset"):
             return file
@@ -192,8 +195,7 @@ def _split_folders(folder: Path) -> dict[str, list[Path]]:
 def _inside(folder: Path) -> Iterable[tuple[str, str]]:
     if folder.is_file():
         return [(str(folder), str(folder))]
-    pictures = sorted(str(path) for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    return [(str(folder), path) for path in pictures]
+    return [(str(folder), path) for path in sorted(pictures_below(folder))]
 
 
 def _listed(path: Path) -> Iterable[tuple[str, str]]:

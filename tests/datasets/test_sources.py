@@ -52,6 +52,7 @@ def test_folder_pattern_and_list(tmp_path, clip):
     paths = [make_picture(tmp_path / f"{name}.png", 50) for name in "ba"]
     (tmp_path / "notes.txt").write_text("")
     (tmp_path / "sub").mkdir()
+    (tmp_path / "._a.png").write_bytes(b"hidden")
     assert [frame.name[-5:] for frame in frames(tmp_path, every=5)] == ["a.png", "b.png", "p.avi", "p.avi"]
     assert frames(tmp_path, every=5).total == 4
     assert [frame.name for frame in frames(str(tmp_path / "*.png"))] == [str(path) for path in reversed(paths)]

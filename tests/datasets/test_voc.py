@@ -29,6 +29,17 @@ def picture(path):
     Image.new("RGB", (40, 30)).save(path)
 
 
+def test_what_a_mac_leaves_beside_files_is_passed_over(tmp_path):
+    annotate(tmp_path / "Annotations", "a", ("cat", 0))
+    picture(tmp_path / "JPEGImages" / "a.jpg")
+    (tmp_path / "ImageSets" / "Main").mkdir(parents=True)
+    (tmp_path / "ImageSets" / "Main" / "train.txt").write_text("a\n")
+    for name in ("Annotations/._a.xml", "JPEGImages/._a.jpg", "ImageSets/Main/._train.txt"):
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    table = read_voc(tmp_path)
+    assert (VocFolder(tmp_path).splits, len(table), table.problems.counts) == (["train"], 1, {})
+
+
 @pytest.mark.parametrize(
     ("split", "pictures", "objects", "dropped"),
     [

@@ -38,6 +38,17 @@ def test_a_polygon_that_sticks_out_is_clipped(tmp_path):
     assert (table.area.tolist(), table.segmentations) == ([600], [[[0, 0, 20, 0, 20, 30, 0, 30]]])
 
 
+def test_what_a_mac_and_jupyter_leave_beside_files_is_passed_over(tmp_path):
+    picture(tmp_path / "images" / "a.jpg")
+    (tmp_path / "data.yaml").write_text("names: [cat, dog]\ntrain: images\n")
+    for name in ("images/._a.jpg", "labels/._a.txt", "._data.yaml", "images/.ipynb_checkpoints/a-checkpoint.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"\x00\x05\x16\x07")
+    table = read_yolo(tmp_path, "train")
+    assert ([path[-5:] for path in table.paths], table.problems.counts) == (["a.jpg"], {})
+    assert YoloFolder(tmp_path).orphans == []
+
+
 YAMLS = [
     ("list", "names: [cat, dog]\ntrain: images/train\nval: images/val"),
     ("mapping", "names: {1: dog, 0: cat}\ntrain: images/train\nval: images/val"),
