@@ -286,6 +286,7 @@ def test_same_seed_same_loss():
     assert losses[0] == losses[1] != losses[2]
 
 
+@pytest.mark.slow
 def test_learns_two_pictures():
     """From nothing to every object of two pictures, in seconds."""
     torch.manual_seed(0)

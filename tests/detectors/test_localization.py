@@ -264,6 +264,7 @@ def test_autocast_to_bfloat16():
 
 
 @pytest.mark.parametrize("options", [{}, {"objects": 3, "penalty": "l2"}, {"boxes": False, "landmarks": 4}], ids=str)
+@pytest.mark.slow
 def test_learns_a_few_pictures(options):
     """From nothing to the class and place of every object, or of the largest."""
     torch.manual_seed(0)

@@ -302,6 +302,7 @@ def test_half_precision(variant):
     assert all(p.grad.isfinite().all() for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_twenty_pictures_learnt_by_heart():
     """Loss near zero, and every object found again that was to be learnt."""
     data = DetectionData(batch_size=20, num_workers=0, exact=True, augment=None, shapes=Shapes(20, 1, 64), min_size=64,

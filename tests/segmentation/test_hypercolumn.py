@@ -225,6 +225,7 @@ def batch_of_seed():
     return batch()
 
 
+@pytest.mark.slow
 def test_learns_a_picture():
     """From nothing to the masks of all objects of a picture."""
     table = shapes_table("train", 2, 96, masks=True)

@@ -477,6 +477,7 @@ def test_a_misspelt_argument_is_an_error(builder):
         builder(num_clases=3)
 
 
+@pytest.mark.slow
 def test_learns_the_masks_of_a_picture():
     """From nothing to every object's pixels, in seconds."""
     torch.manual_seed(0)

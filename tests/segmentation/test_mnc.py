@@ -349,6 +349,7 @@ def learner(num_classes):
     return MNC(body, rpn_over(body, ((16, 32, 48),), proposals=60), cascade)
 
 
+@pytest.mark.slow
 def test_learns_a_picture():
     """From nothing to the mask of a picture's object."""
     table = shapes_table("train", 1, 64, masks=True)

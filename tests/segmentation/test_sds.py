@@ -265,6 +265,7 @@ def test_a_checkpoint_gives_the_same(tmp_path):
     assert torch.equal(more.backbone.region.body.conv1.weight, model.backbone.region.body.conv1.weight)
 
 
+@pytest.mark.slow
 def test_learns_a_picture():
     """From nothing, with selective search's regions: every object of a picture, with its mask.
 

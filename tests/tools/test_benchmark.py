@@ -285,6 +285,7 @@ def test_the_time_of_proposals_is_not_counted(monkeypatch):
         assert row.times == [120, 120, 120]
 
 
+@pytest.mark.slow
 def test_memory_of_a_model_with_proposals(tmp_path):
     if not Path("/proc/self/status").exists():
         pytest.skip("only Linux tells")

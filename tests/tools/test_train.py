@@ -82,6 +82,7 @@ def test_resume_goes_on_in_the_same_folder(tmp_path, forget):
     assert config.read_text() == before  # nothing was trained with that
 
 
+@pytest.mark.slow
 def test_stopped_in_the_last_epochs_and_resumed_it_is_an_uninterrupted_run(tmp_path, forget, monkeypatch):
     """With a moving average, mixed pictures before the last epoch, and a loss that is added in it."""
     monkeypatch.setattr(DetectionCLI, "finish", lambda *_: None)
@@ -175,6 +176,7 @@ data: {batch_size: 4, min_size: 64, max_size: 64, num_workers: 0, proposal_cache
 PICTURES = ["--data.shapes.train_images", "8", "--data.shapes.val_images", "4", "--data.shapes.size", "64"]
 
 
+@pytest.mark.slow
 def test_fits_machines_after_training(tmp_path, capsys, forget):
     (tmp_path / "regions.yaml").write_text(RCNN)
     assert train("regions.yaml", *PICTURES, "--run.machines", "true") == 0

@@ -48,6 +48,7 @@ def test_a_run_folder_holds_the_words(capsys):
     assert len(os.listdir("runs/show_attend_tell_lite/features")) == 3  # of each split
 
 
+@pytest.mark.slow
 def test_stopped_in_the_last_epoch_and_resumed_it_is_an_uninterrupted_run(unscored, monkeypatch):
     """With all that is drawn: cells, expected vectors, guesses, dropout, sentences."""
     run = [*QUICK, *KEPT, *HARD, f"{BUILDER}.dropout", "0.3", "--model.sampling", "0.5", "--run.ema", "0.9"]

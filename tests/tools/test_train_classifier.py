@@ -42,6 +42,7 @@ def test_a_classifiers_run_folder(train, tmp_path, capsys):
     assert (folder / "report.html").exists()
 
 
+@pytest.mark.slow
 def test_a_classifiers_run_goes_on(train, tmp_path):
     """The configuration in the run folder runs again, the crops of training pictures too."""
     assert train("lenet", "--data.crop.scale", "[33, 35]") == 0

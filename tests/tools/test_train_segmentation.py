@@ -56,6 +56,7 @@ def test_a_run_folder(capsys):
     assert len(scores) == 2
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_is_an_uninterrupted_run(unscored, monkeypatch):
     run = [*QUICK, "--run.ema", "0.9", "--model.class_weights", "median_frequency", f"{BUILDER}.auxiliary", "true"]
     assert train(*run) == 0

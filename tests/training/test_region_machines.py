@@ -440,6 +440,7 @@ def test_mistakes_are_named(name, table, tmp_path):
         fit_region_machines(*build(table), cache=tmp_path, progress=False)
 
 
+@pytest.mark.slow
 def test_learns(table, tmp_path):
     """The whole pipeline: a few steps of fine-tuning, then machines and regressors, which know objects and place boxes better."""
     model = tiny(table).train()

@@ -15,6 +15,7 @@ from sightline.training import score, score_tiled
 def test_a_picture_of_another_size(tiny_detector, tiny_data, judge):
     data, detector = tiny_data(), tiny_detector()
     detector.categories, table = data.categories, data.tables["val"]
+    detector.resize = (64, 64)
     judge(detector, table, progress=False)
     with pytest.raises(DataError, match=r"shapes:\S+: the picture is 64x64 pixels .* annotations are for 80x64"):
         judge(detector, replace(table, sizes=table.sizes + np.array([16, 0])), progress=False)
