@@ -139,7 +139,8 @@ def _matching(path: Path, *patterns: str) -> list[Path]:
     """The path itself if it is a file of such a name, or the files of a folder that are."""
     if path.is_file():
         return [path] if any(path.match(pattern.rpartition("/")[2]) for pattern in patterns) else []
-    return sorted({file for pattern in patterns for file in path.glob(pattern) if file.is_file()})
+    found = {file for pattern in patterns for file in path.glob(pattern) if file.is_file()}
+    return sorted(file for file in found if not file.name.startswith("."))
 
 
 def _note_common_pictures(tables: dict[str, Table]) -> None:

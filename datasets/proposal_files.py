@@ -89,7 +89,8 @@ def read_proposals(path: str | PathLike, table: Table) -> Table:
 def _files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
+    shown = (file for file in path.iterdir() if not file.name.startswith("."))
+    files = sorted(file for file in shown if file.suffix.lower() in SUFFIXES)
     if not files:
         raise DataError(f"{path}: no proposals in this folder; they come as {KINDS}")
     return files

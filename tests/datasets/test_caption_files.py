@@ -371,6 +371,7 @@ def test_a_csv_for_each_split(tmp_path):
     pictures(tmp_path, "a.jpg", "b.jpg")
     (tmp_path / "train.csv").write_text("a.jpg,A dog\n")
     (tmp_path / "val.csv").write_text("b.jpg,A cat\n")
+    (tmp_path / "._val.csv").write_bytes(b"\x00\x05")  # a Mac leaves such
     assert {split: names(table) for split, table in read_captioned(tmp_path).items()} == {
         "train": ["a.jpg"],
         "val": ["b.jpg"],

@@ -192,6 +192,7 @@ def test_a_folder_of_splits(tmp_path):
     write_npz(tmp_path / "trainval.npz", **one)
     write_results(tmp_path / "test.json", [result(12, (0, 0, 2, 2)), result(99)])
     (tmp_path / "README").write_text("about them")
+    (tmp_path / "._test.json").write_bytes(b"\x00\x05")  # a Mac leaves such
     assert read_proposals(tmp_path, table()).regions.boxes[:, 2].tolist() == [1, 2]
     (tmp_path / "empty").mkdir()
     with pytest.raises(DataError, match=r"empty: no proposals in this folder; they come as an \.npz"):
