@@ -128,8 +128,8 @@ def read_file(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
     except WeightsError:
         raise
-    except pickle.UnpicklingError as error:
-        # torch's own words advise to load the file with its code; we do not pass them on.
+    except (pickle.UnpicklingError, KeyError, AttributeError, IndexError, TypeError) as error:
+        # torch's own words advise to load the file with its code, or are of a reader lost in other bytes: not passed on.
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         if code:
             raise WeightsError(
@@ -137,7 +137,7 @@ def read_file(path: Path) -> object:
                 "run code from the file. Ask its author for model.state_dict() saved with torch.save"
             ) from error
         raise WeightsError(f"{path} is damaged, or no file that torch.save wrote") from error
-    except (EOFError, RuntimeError, OSError, KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
+    except (EOFError, RuntimeError, OSError, ValueError) as error:
         raise WeightsError(f"{path} is truncated, damaged or of another format: {_first_line(error)}") from error
 
 

@@ -202,6 +202,7 @@ BAD_FILES = {
     "truncated, old format": (_truncated_old_format, "damaged"),
     "empty": (lambda path: path.write_bytes(b""), "truncated, damaged"),
     "a web page": (lambda path: path.write_text("<html>not found</html>"), "damaged, or no file that torch.save wrote"),
+    "a word": (lambda path: path.write_text("broken"), "damaged, or no file that torch.save wrote"),
     "random bytes": (lambda path: path.write_bytes(bytes(range(256)) * 9), "damaged"),
     "pickled code": (lambda path: torch.save({"a": Code()}, path), "holds pickled Python objects .*refused"),
     "code in a plain pickle": (lambda path: path.write_bytes(pickle.dumps(Code(), 2)), "holds pickled Python.*refused"),
