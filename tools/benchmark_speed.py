@@ -82,9 +82,9 @@ def main(argv: list[str] | None = None) -> int:
     """
     arguments = _arguments(argv)
     arguments.models = list(dict.fromkeys(arguments.models or MODELS))
-    arguments.batch = list(dict.fromkeys(arguments.batch or ((1,) if arguments.sweep else (1, 8))))
     kinds = {spec: kind_of(spec) for spec in arguments.models}
     _check(arguments, kinds)
+    arguments.batch = list(dict.fromkeys(arguments.batch or ((1,) if arguments.sweep else (1, 8))))
     device = usable_device(arguments.device)
     setting = Setting(
         str(device),
@@ -199,8 +199,11 @@ def _check(arguments: argparse.Namespace, kinds: Mapping[str, Kind]) -> None:
         raise DataError("--grid gives the values of one sweep: name it, --sweep batch say")
     if sweeps and arguments.training:
         raise DataError("--sweep measures training in any case: leave out --training")
-    if sweeps and len(arguments.batch) > 1:
-        raise DataError(f"--batch {' '.join(map(str, arguments.batch))}: a sweep is at one of them; or --sweep batch")
+    batches = f"--batch {' '.join(map(str, arguments.batch or ()))}"
+    if set(sweeps) == {"batch"} and arguments.batch:
+        raise DataError(f"{batches}: a sweep over the batch has its own; give them as --grid")
+    if sweeps and len(set(arguments.batch or ())) > 1:
+        raise DataError(f"{batches}: a sweep is at one of them; or --sweep batch")
     if arguments.output and not sweeps:
         raise DataError(f"--output {arguments.output} is for the files of a sweep: add --sweep, or take --json FILE")
     for name in sweeps:

@@ -246,6 +246,7 @@ def test_other_errors_are_not_hidden(monkeypatch, no_memory):
         (["faster_rcnn", "--grid", "0", "8", "--sweep", "batch"], "--grid 0: a sweep over the batch starts from 1"),
         (["faster_rcnn", "--sweep", "batch", "--training"], "leave out --training"),
         (["faster_rcnn", "--sweep", "size", "--batch", "1", "8"], "--batch 1 8: a sweep is at one of them"),
+        (["faster_rcnn", "--sweep", "batch", "--batch", "8"], "--batch 8: a sweep over the batch has its own"),
         (["faster_rcnn", "--output", "folder"], "--output folder is for the files of a sweep"),
         ([LRASPP, "--sweep", "objects"], "learns a label for each pixel, whatever the number of objects"),
         (["faster_rcnn@a.pth", "--sweep", "classes"], "faster_rcnn@a.pth knows its classes from its weights"),
