@@ -69,7 +69,9 @@ class Sampling:
     def __post_init__(self) -> None:
         _at_least_one(count=self.count, most=self.most)
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature must be more than 0, got {self.temperature}; without chance it is Greedy")
+            raise ValueError(
+                f"temperature must be more than 0, got {self.temperature}; without chance it is Greedy, --beam 1"
+            )
         if not 0 < self.nucleus <= 1:
             raise ValueError(f"nucleus must be in (0, 1], got {self.nucleus}; 1 draws from all words")
 
@@ -81,8 +83,8 @@ class Sampling:
 
     def _drawn(self, log_probs: Tensor) -> Tensor:
         """A word of each sentence, (B, S), by log probabilities (B, S, V)."""
-        log_probs = log_probs - log_probs.amax(-1, keepdim=True)  # so that no temperature is too low for float32
-        chances = (log_probs / self.temperature).softmax(-1)
+        log_probs = log_probs - log_probs.amax(-1, keepdim=True)  # so that no temperature is too low for float32,
+        chances = (log_probs / max(self.temperature, torch.finfo(log_probs.dtype).tiny)).softmax(-1)  # nor 0 there
         if self.nucleus == 1:
             return drawn(chances)
         chances, words = chances.sort(dim=-1, descending=True)

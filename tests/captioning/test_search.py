@@ -245,7 +245,7 @@ def test_words_are_as_frequent_as_likely(search, power, nucleus):
 def test_without_warmth_sampling_is_greedy(nucleus):
     annotations = pictures(6)
     greedy = Greedy(most=6)(Table(), annotations)
-    for temperature in (1e-3, 1e-30):
+    for temperature in (1e-3, 1e-30, 1e-60):
         sampled = Sampling(2, temperature, nucleus, most=6)(Table(), annotations)
         assert torch.equal(sampled.tokens, greedy.tokens.expand(-1, 2, -1))
         torch.testing.assert_close(sampled.scores, greedy.scores.expand(-1, 2))
@@ -288,7 +288,10 @@ def test_scores_of_samples_have_a_gradient():
         (lambda: Beam(length_power=-1), "length_power must be 0 or more, got -1"),
         (lambda: Beam(length_power=math.nan), "length_power must be 0 or more, got nan"),
         (lambda: Sampling(count=0), "count must be at least 1, got 0"),
-        (lambda: Sampling(temperature=0), "temperature must be more than 0, got 0; without chance it is Greedy"),
+        (
+            lambda: Sampling(temperature=0),
+            "temperature must be more than 0, got 0; without chance it is Greedy, --beam 1",
+        ),
         (lambda: Sampling(nucleus=0), r"nucleus must be in \(0, 1\], got 0; 1 draws from all words"),
         (lambda: Sampling(nucleus=1.5), r"nucleus must be in \(0, 1\], got 1.5"),
     ],
