@@ -9,7 +9,8 @@ Pictures may lie anywhere in the data set's folder. Those of a set without split
 
 What is fatal: a picture that is not there or cannot be read, a picture in two splits, a line of another form. What is
 left out and counted: empty sentences, pictures without a sentence, sentences of pictures that the split lists or the
-json's images do not name. What is only warned of: a sentence twice for one picture, one name for several files.
+json's images do not name. What is only warned of: a sentence twice for one picture, a CSV's sentence of several lines,
+one name for several files.
 """
 
 from __future__ import annotations

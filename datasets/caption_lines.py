@@ -55,15 +55,16 @@ def read_csv(path: Path) -> Sentences:
     # Where columns are parted by | nobody quotes, and sentences begin with quotation marks.
     quoting = csv.QUOTE_NONE if delimiter[0] == "|" else csv.QUOTE_MINIMAL
     rows = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter[0], quoting=quoting)
-    sentences, columns = Sentences(), None
+    sentences, columns, end = Sentences(), None, 0
     try:
         for row in rows:
+            first, end = end + 1, rows.line_num
             if columns is None and any(row):
                 columns, named = _columns(row)
                 if named:
                     continue
             if any(row):
-                _add_row(sentences, row, columns, f"{path}:{rows.line_num}")
+                _add_row(sentences, row, columns, f"{path}:{first}")
     except csv.Error as error:
         raise DataError(f"{path}:{rows.line_num}: {error}") from error
     return sentences
@@ -91,6 +92,9 @@ def _add_row(sentences: Sentences, row: list[str], columns: tuple[int, int, int 
             sentences.problems.add(f"split is none of {known}", f"{where}: {row[split]!r}", fatal=True)
         elif sentences.split.setdefault(name, given) != given:
             sentences.problems.add("picture is in two splits", f"{where}: {name}", fatal=True)
+    if "\n" in row[sentence]:  # right within quotation marks; one that is not closed takes in the rows behind it
+        kind = "sentence of several lines (kept; is a quotation mark not closed?)"
+        sentences.problems.warn(kind, f"{where}: {row[sentence][:80]!r}")
     sentences.add(name, row[sentence], where)
 
 

@@ -352,6 +352,14 @@ def test_csv(tmp_path, text):
     assert found == {"a.jpg": ["A dog, black"], "b.jpg": ["A cat"]}
 
 
+def test_a_quotation_mark_that_is_not_closed(tmp_path):
+    pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    (tmp_path / "captions.csv").write_text('image,caption\na.jpg,A dog\nb.jpg,"A cat\nc.jpg,A horse\n')
+    told = read_captioned(tmp_path)["train"].problems.summary()
+    assert "is a quotation mark not closed?" in told
+    assert f"{tmp_path / 'captions.csv'}:3: 'A cat\\nc.jpg,A horse" in told
+
+
 def test_csv_with_a_column_of_splits(tmp_path):
     pictures(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     path = tmp_path / "captions.csv"
