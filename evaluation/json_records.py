@@ -17,7 +17,7 @@ def load_json(path: Path) -> object:
         DataError: not there, or no JSON.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())  # of bytes it also knows those with a mark at their beginning
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror}); check the path") from error
     except ValueError as error:

@@ -50,7 +50,7 @@ from sightline.tools.evaluate_segmentation import evaluate_label_files, evaluate
 from sightline.tools.given_options import given_options, options
 from sightline.tools.main import run
 from sightline.tools.model_names import kind_of
-from sightline.tools.number_options import positive
+from sightline.tools.number_options import positive, whole
 from sightline.training import Crops, Scored, score, score_crops, score_tiled
 
 MASKS = 28  # cells along a mask's side in which the built-in shapes' are drawn, which says that they are
@@ -66,6 +66,8 @@ def main(argv: list[str] | None = None) -> int:
             "see sightline evaluate --help"
         )
     given = given_options(parser, arguments)
+    for file in filter(None, (arguments.json, arguments.save_predictions)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)  # before the work, which may be long
     other = _way_of_others(arguments)
     if other is not None:
         other(arguments, given)
@@ -159,7 +161,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--batch", type=positive, metavar="N", help="pictures, tiles or crops at a time (8; captioners: 32)"
     )
-    parser.add_argument("--workers", type=int, default=0, metavar="N", help="processes that load pictures (0)")
+    parser.add_argument("--workers", type=whole, default=0, metavar="N", help="processes that load pictures (0)")
     parser.add_argument("--device", help="cpu, cuda, cuda:1, mps; by default the best there is")
     return parser
 

@@ -327,6 +327,11 @@ def test_reads_truth_and_results(tmp_path):
     assert read_caption_results(path, truth, partial=True) == {3: "a cat"}
 
 
+def test_a_mark_at_the_beginning_is_no_fault(tmp_path):
+    (tmp_path / "truth.json").write_text(json.dumps(TRUTH), encoding="utf-8-sig")
+    assert read_caption_truth(tmp_path / "truth.json") == {7: ["A dog.", "Dog"], 3: [""]}
+
+
 def test_what_is_written_is_read(tmp_path):
     captions = {3: "ein Hund läuft", 7: ""}
     write_caption_results(tmp_path / "results.json", captions)

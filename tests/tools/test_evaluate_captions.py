@@ -128,6 +128,12 @@ def test_mistakes(options, message, checkpoint, capsys):
     assert error.count("\n") == 1
 
 
+def test_fewer_than_no_workers(capsys):
+    with pytest.raises(SystemExit):
+        main(["evaluate", "best.ckpt", "--workers", "-1"])
+    assert "argument --workers: must be a whole number from 0, got '-1'" in capsys.readouterr().err
+
+
 def test_beams_are_for_captioners(tmp_path, capsys):
     save(classifier("lenet", 6), tmp_path / "classifier.ckpt")
     assert main(["evaluate", str(tmp_path / "classifier.ckpt"), "--beam", "5"]) == 2
@@ -177,6 +183,12 @@ def test_captions_of_a_part(captions, tmp_path, capsys):
     assert "2 of the truth's 3 pictures have no caption, 2 for one" in capsys.readouterr().err
     assert main([*arguments, "--partial"]) == 0
     assert json.loads((tmp_path / "out.json").read_text())["ROUGE-L"] == 1
+
+
+def test_the_folder_of_the_numbers_is_made(captions, tmp_path):
+    made = tmp_path / "scores" / "of captions" / "out.json"
+    assert main([*captions({1: "a dog", 2: "a cat", 3: "a bus"}), "--json", str(made)]) == 0
+    assert json.loads(made.read_text())["ROUGE-L"] > 0
 
 
 @pytest.mark.parametrize(
