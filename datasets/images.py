@@ -42,6 +42,23 @@ class Header(NamedTuple):
     turned: bool
 
 
+def changes_numbers(picture: Image.Image) -> bool:
+    """Whether Pillow gives other numbers than stand in an opened file, unasked: of colours of 16 bits the upper eight, and in
+    PGM and PPM those of another maximum than 255, or of gray 65535, stretched to that."""
+    wide = picture.mode.startswith("I")
+    codec, *_, options = picture.tile[0] if picture.tile else ("", "")
+    if codec.startswith("ppm") and isinstance(options, tuple):
+        return options[1] != (65535 if wide else 255)
+    return not wide and ";16" in raw_mode(picture)
+
+
+def raw_mode(picture: Image.Image) -> str:
+    """How numbers stand in an opened file, in Pillow's words ("L;4", "RGB;16B"); "" once it is loaded."""
+    raw = picture.tile[0][3] if picture.tile else ""
+    raw = raw[0] if isinstance(raw, tuple) else raw
+    return raw if isinstance(raw, str) else ""
+
+
 def is_picture(name: str) -> bool:
     """Whether a file of this name is a picture; hidden ones, such as a Mac leaves beside each file, are not."""
     return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")

@@ -6,8 +6,8 @@ What is decided, kind by kind:
 - A colour is the number R + 256 G + 65536 B, as in COCO's panoptic PNGs; gray saved as colours is that gray. Alpha is
   dropped.
 - JPEG and everything else that may lose a digit is refused: near the edges its numbers are of no object at all.
-- Floating point and a file that ends early are refused. EXIF rotation is not applied, for who writes a mask writes its
-  pixels as they are.
+- Colours of 16 bits, PGM of another maximum than 255 or 65535, floating point and a file that ends early are refused. EXIF
+  rotation is not applied, for who writes a mask writes its pixels as they are.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from os import PathLike
 import numpy as np
 from PIL import Image
 
-from .images import LOSSLESS, refusal
+from .images import LOSSLESS, changes_numbers, refusal
 from .table import DataError
 
 
@@ -29,7 +29,7 @@ def read_ids(path: str | PathLike) -> np.ndarray:
     """
     try:
         with Image.open(path) as picture:
-            _require_lossless(picture, str(path))
+            _require_kind(picture, str(path))
             picture.load()
             return _numbers(picture, str(path))
     except DataError:
@@ -38,10 +38,15 @@ def read_ids(path: str | PathLike) -> np.ndarray:
         raise refusal(error, str(path)) from error
 
 
-def _require_lossless(picture: Image.Image, path: str) -> None:
+def _require_kind(picture: Image.Image, path: str) -> None:
     if picture.format not in LOSSLESS:
         raise DataError(
             f"{path}: a {picture.format} mask may have lost digits, which no object can be read from: make it anew as PNG"
+        )
+    if changes_numbers(picture):
+        raise DataError(
+            f"{path}: a mask with colours of 16 bits, or a PGM of another maximum than 255 or 65535, could be read changed: "
+            "save its numbers as gray PNG of 16 bits, without alpha"
         )
 
 

@@ -6,7 +6,8 @@ What is decided, kind by kind:
   of 1 bit 0 and 1, of 2 bits 0 to 3, where viewers spread them over 0 to 255.
 - Colours stand for categories; alpha is dropped.
 - JPEG and everything else that may lose a digit is refused: near the edges its pixels are of no category at all.
-- 16 bits and more are refused: such numbers tell objects apart, seldom categories.
+- 16 bits and more are refused: such numbers tell objects apart, seldom categories. So are PGM and PPM of another maximum
+  than 255, which Pillow stretches to that.
 - A file that ends early is refused. EXIF rotation is not applied, for who writes a mask writes its pixels as they are.
 """
 
@@ -19,7 +20,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .images import LOSSLESS, refusal
+from .images import LOSSLESS, changes_numbers, raw_mode, refusal
 from .table import DataError
 
 Colour = tuple[int, int, int]  # (red, green, blue), 0 to 255
@@ -87,6 +88,10 @@ def _require_kind(picture: Image.Image, path: str) -> None:
         raise DataError(
             f"{path}: a mask of 16 bits or more tells objects apart, not categories: save the categories' numbers with 8 bits"
         )
+    if changes_numbers(picture):
+        raise DataError(
+            f"{path}: a mask whose numbers do not go up to 255 in 8 bits could be read changed: make it anew as PNG of 8 bits"
+        )
     if picture.mode not in _MODES:
         raise DataError(
             f"{path}: a mask of mode {picture.mode} holds no categories: save it as gray, palette or RGB PNG"
@@ -95,9 +100,7 @@ def _require_kind(picture: Image.Image, path: str) -> None:
 
 def _spread(picture: Image.Image) -> int:
     """What the numbers in a file will have been multiplied with once it is decoded."""
-    raw = picture.tile[0][3] if picture.tile else None
-    raw = raw[0] if isinstance(raw, tuple) else raw
-    return _SPREAD.get(raw, 1)
+    return _SPREAD.get(raw_mode(picture), 1)
 
 
 def _mask(picture: Image.Image) -> Mask:

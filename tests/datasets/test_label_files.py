@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sightline.datasets.instance_files import tells_objects_apart
+from sightline.datasets.instance_files import read_ids, tells_objects_apart
 from sightline.datasets.label_files import (
     VOID_COLOUR,
     default_colours,
@@ -63,11 +63,14 @@ def test_kinds_that_are_read(tmp_path, kind, suffix, image, expected):
         assert mask.palette is None
 
 
-def gray_png(numbers, bits):
-    """The bytes of a gray PNG of so many bits, which Pillow does not write; (H, W) numbers whose rows fill whole bytes."""
+def png_of(numbers, bits, kind=0):
+    """The bytes of a PNG that Pillow does not write.
+
+    `numbers` are (H, W, …), `bits` of each, whose rows fill whole bytes; kind 0 is gray, 2 colours, 4 gray with alpha.
+    """
     binary = ((numbers[..., None] >> np.arange(bits)[::-1]) & 1).reshape(len(numbers), -1).astype(np.uint8)
     rows = np.pad(np.packbits(binary, axis=1), ((0, 0), (1, 0)))  # each begins with its filter, 0
-    header = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], bits, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", numbers.shape[1], numbers.shape[0], bits, kind, 0, 0, 0)
     parts = ((b"IHDR", header), (b"IDAT", zlib.compress(rows.tobytes())), (b"IEND", b""))
     chunks = (struct.pack(">I", len(d)) + kind + d + struct.pack(">I", zlib.crc32(kind + d)) for kind, d in parts)
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
@@ -76,10 +79,35 @@ def gray_png(numbers, bits):
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_numbers_of_few_bits_are_those_in_the_file(tmp_path, bits):
     numbers = np.arange(16).reshape(2, 8) % 2**bits
-    (tmp_path / "mask.png").write_bytes(gray_png(numbers, bits))
+    (tmp_path / "mask.png").write_bytes(png_of(numbers, bits))
     mask = read_mask(tmp_path / "mask.png")
     assert mask.values.dtype == np.uint8
     assert np.array_equal(mask.values, numbers)  # Pillow alone makes 255, void, of the 3 of 2 bits
+
+
+CHANGED = {  # what Pillow reads as other numbers than stand there
+    "gray with alpha of 16 bits": ("png", png_of(np.arange(0, 1600, 100).reshape(2, 4, 2), 16, kind=4)),
+    "colours of 16 bits": ("png", png_of(np.arange(0, 2400, 100).reshape(2, 4, 3), 16, kind=2)),
+    "PGM up to 20": ("pgm", b"P5 2 2 20\n\x00\x01\x02\x14"),
+    "PPM up to 65535": ("ppm", b"P6 1 1 65535\n\x01\x02\x03\x04\x05\x06"),
+}
+
+
+@pytest.mark.parametrize("name", CHANGED)
+@pytest.mark.parametrize("read", [read_mask, read_mask_header, read_ids])
+def test_numbers_that_would_be_read_changed_are_refused(tmp_path, name, read):
+    suffix, data = CHANGED[name]
+    (tmp_path / f"mask.{suffix}").write_bytes(data)
+    with pytest.raises(DataError, match="read changed"):
+        read(tmp_path / f"mask.{suffix}")
+
+
+@pytest.mark.parametrize("data", [b"P5 2 1 255\n\x07\x08", b"P2 2 1 255\n7 8\n", b"P5 2 1 65535\n\x00\x07\x00\x08"])
+def test_pgm_of_the_usual_maxima(tmp_path, data):
+    (tmp_path / "mask.pgm").write_bytes(data)
+    assert read_ids(tmp_path / "mask.pgm").tolist() == [[7, 8]]
+    if b"255" in data:
+        assert read_mask(tmp_path / "mask.pgm").values.tolist() == [[7, 8]]
 
 
 BAD = [
