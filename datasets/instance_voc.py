@@ -98,6 +98,10 @@ def _drawn(path: str, class_path: str | None, count: int, size: tuple[int, int],
         raise DataError(f"{path}: there is no mask of that name in SegmentationClass/, which says what its objects are")
     classes = read_ids(class_path)
     require_size(class_path, classes.shape, size)
+    if classes.max(initial=0) > VOID:
+        raise DataError(
+            f"{class_path}: colours, or numbers beyond {VOID}: save the categories' numbers as palette or gray PNG"
+        )
     labels = _commonest(np.searchsorted(ids, numbers), np.isin(numbers, ids) & (classes != VOID), classes, len(ids)) - 1
     for k in np.flatnonzero(labels >= count):
         raise DataError(f"{where[k]}: {UNKNOWN_CATEGORY}: number {labels[k] + 1} in {class_path}, there are {count}")

@@ -159,6 +159,18 @@ def test_pascal_voc(tmp_path):
     assert table.problems.counts == {"object without a category (dropped)": 1}
 
 
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16], ids=["colours", "16 bits"])
+def test_pascal_voc_with_categories_that_are_no_numbers_of_8_bits(tmp_path, dtype):
+    write_voc(tmp_path)
+    shape = (*np.asarray(Image.open(tmp_path / "SegmentationClass" / "2007_2.png")).shape, *[3] * (dtype == np.uint8))
+    save(
+        tmp_path / "SegmentationClass" / "2007_2.png",
+        np.full(shape, 300 if dtype == np.uint16 else (192, 128, 0), dtype),
+    )
+    with pytest.raises(DataError, match=r"2007_2\.png: colours, or numbers beyond 255: save"):
+        read_splits(tmp_path)
+
+
 def test_pascal_voc_without_categories_and_with_boxes(tmp_path):
     write_voc(tmp_path, classes=False)
     table = read(tmp_path, "train")
