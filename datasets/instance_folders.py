@@ -71,7 +71,9 @@ class _Layout:
         path = self.folder / "classes.txt"
         names = [name for name in read_lines(path) if name] if path.is_file() else ["object"]
         if len(names) != 1:
-            raise DataError(f"{path}: numbers tell objects apart, not categories: name one, got {len(names)}")
+            raise DataError(
+                f"{path}: numbers tell objects apart, not categories: name one, got {len(names)}; masks of categories have 8 bits"
+            )
         return names
 
     @property

@@ -20,7 +20,7 @@ from typing import Any
 from .clean import read_lines
 from .coco import read_json
 from .label_files import Colour
-from .label_legend import Legend
+from .label_legend import Legend, is_void
 from .table import DataError
 
 NAMES = ("categories", "classes", "class_dict", "labels")
@@ -45,12 +45,12 @@ def read_legend(path: Path) -> Legend:
     """What a file of categories says.
 
     Raises:
-        DataError: it cannot be read, is of another form or empty, or names a category or colour twice.
+        DataError: it cannot be read, is of another form, names nothing but void, or a category or colour twice.
     """
     rows = _json_rows(path) if path.suffix.lower() == ".json" else _text_rows(path)
     names = [name for _, name, _ in rows]
     colours = [colour for _, _, colour in rows]
-    if not rows:
+    if all(is_void(name) for name in names):
         raise DataError(f"{path}: names no category")
     if any(colours) and not all(colours):
         where, name = next((where, name) for where, name, colour in rows if not colour)

@@ -46,7 +46,7 @@ class Legend:
             colours: as many, or None.
             coded: masks may be drawn in these colours; else they are only known to be pretty.
         """
-        void = [name.lower() in _VOID_NAMES for name in names]
+        void = [is_void(name) for name in names]
         labels = [-1 if nothing else number - sum(void[:number]) for number, nothing in enumerate(void)]
         numbers = {VOID: -1} | dict(enumerate(labels))
         shades = {VOID_COLOUR: -1} | dict(zip(colours, labels, strict=True)) if colours and coded else {}
@@ -112,6 +112,11 @@ class Legend:
         return f"known are {shown}{more}, and {void} for void: correct the mask, or name its category"
 
 
+def is_void(name: str) -> bool:
+    """Whether what is called so is no category."""
+    return name.lower() in _VOID_NAMES
+
+
 def _pack(red: int, green: int, blue: int) -> int:
     return red << 16 | green << 8 | blue
 
@@ -133,6 +138,7 @@ def found_legend(paths: Iterable[str], where: str) -> Legend:
     paths = list(paths)
     with ThreadPoolExecutor(8) as pool:
         found = list(tqdm(pool.map(_contents, paths), "reading masks", len(paths), unit="mask", leave=False))
+    refused = next((one["error"] for one in found if "error" in one), None)
     numbers, colours = ({value for one in found for value in one.get(kind, ())} for kind in ("numbers", "colours"))
     palettes = {value: colour for one in reversed(found) for value, colour in one.get("palette", {}).items()}
     if numbers and colours:
@@ -140,7 +146,8 @@ def found_legend(paths: Iterable[str], where: str) -> Legend:
     if len(colours) > VOID:
         raise DataError(f"{where}: more than {VOID} colours in the masks: these are pictures, or were saved with loss")
     if not numbers - {VOID} and not colours - {VOID_COLOUR}:
-        raise DataError(f"{where}: no mask that can be read has any category in it")
+        first = f"; one that cannot is {refused}" if refused else ""
+        raise DataError(f"{where}: no mask that can be read has any category in it{first}")
     if colours:
         shown = sorted(colours - {VOID_COLOUR})
         return Legend.of([f"#{_pack(*colour):06x}" for colour in shown], shown)
@@ -150,11 +157,11 @@ def found_legend(paths: Iterable[str], where: str) -> Legend:
 
 
 def _contents(path: str) -> dict:
-    """The numbers, with their palette, or the colours of a mask; nothing where it cannot be read."""
+    """The numbers, with their palette, or the colours of a mask; an error where it cannot be read."""
     try:
         mask = read_mask(path)
-    except DataError:
-        return {}
+    except DataError as error:
+        return {"error": str(error)}
     if mask.values.ndim == 3:
         packed = np.unique(_packed(mask.values))[: VOID + 2].tolist()
         return {"colours": {(one >> 16, one >> 8 & 255, one & 255) for one in packed}}

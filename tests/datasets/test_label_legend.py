@@ -90,6 +90,7 @@ def test_files_of_categories(tmp_path, name, text, names, colours):
 
 BAD_FILES = [
     ("classes.txt", "", "names no category"),
+    ("classes.txt", "void\nIgnore", "names no category"),
     ("classes.txt", "sky\nroad\nsky", r"classes.txt:3: name 'sky' is that of 'sky', too"),
     ("classes.csv", "sky,1,2,3\nroad,1,2,3", r"classes.csv:2: colour \(1, 2, 3\) is that of 'sky', too"),
     ("classes.csv", "sky,1,2,3\nroad", r"classes.csv:2: 'road' has no colour, and others have one"),
@@ -169,8 +170,14 @@ def test_what_cannot_be_numbered(tmp_path):
     for folder, arrays, message in (
         ("mixed", [[[0, 1]], [[RED, BLACK]]], "some masks hold numbers and some colours"),
         ("noise", [noise], "more than 255 colours"),
-        ("void", [[[255]]], "no mask that can be read has any category"),
+        ("void", [[[255]]], "no mask that can be read has any category in it$"),
     ):
         (tmp_path / folder).mkdir()
         with pytest.raises(DataError, match=message):
             found_legend(masks_at(tmp_path / folder, *arrays), "here")
+
+
+def test_masks_that_all_cannot_be_read_say_why(tmp_path):
+    Image.fromarray(np.zeros((5, 5), np.uint8)).save(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"category in it; one that cannot is .*a\.jpg: a JPEG mask"):
+        found_legend([str(tmp_path / "a.jpg")], "here")
