@@ -20,6 +20,7 @@ from .label_checks import check_pixels
 from .label_checks import read_each as read_each_mask
 from .label_maps import FORMS as MAP_FORMS
 from .label_maps import holds_masks
+from .mask_encoding import SegmentationError, from_coco
 from .readers import Source, find
 from .splits import without_unions
 from .table import DataError, Problems, Table
@@ -37,8 +38,8 @@ def check(path: str | PathLike, *, progress: bool = True) -> Problems:
 
     Fatal: whatever stops a training. Repaired: what training drops or clips. Warnings: the same picture in two splits
     or twice in one, boxes under 2 pixels, the same object twice, categories without objects, pictures without objects,
-    label files without pictures, label maps that are all void, categories without a pixel. Nothing is written and no error
-    is raised for bad data.
+    label files without pictures, outlines that cannot be used, are missing or cover nothing (boxes can be learnt without
+    them), label maps that are all void, categories without a pixel. Nothing is written and no error is raised for bad data.
 
     Args:
         path: a file or folder in any known format.
@@ -63,6 +64,7 @@ def check(path: str | PathLike, *, progress: bool = True) -> Problems:
         _warn_of_copies(splits, digests, problems)
     for split, table in tables.items():
         _warn_of_objects(table, f" in {split}" if split else "", problems)
+        _warn_of_outlines(table, f" in {split}" if split else "", problems)
     for orphan in source.orphans if isinstance(source, YoloFolder) else []:
         problems.warn("label file without a picture (ignored)", str(orphan))
     return problems
@@ -168,6 +170,31 @@ def _warn_of_objects(table: Table, where: str, problems: Problems) -> None:
     _, first = np.unique(columns, axis=0, return_index=True)
     for k in np.setdiff1d(np.arange(len(columns)), first):
         problems.warn(f"same object twice{where}", _describe(table, k))
+
+
+def _warn_of_outlines(table: Table, where: str, problems: Problems) -> None:
+    if table.segmentations is None:
+        return
+    known = np.flatnonzero(table.sizes[table.image].all(axis=1))  # pictures that cannot be read have been noted
+    for k, area in zip(known.tolist(), _outlined(table, known), strict=True):
+        if isinstance(area, SegmentationError):
+            problems.warn(
+                f"outline cannot be used{where} (no training of masks can start)", f"{_describe(table, k)}: {area}"
+            )
+        elif not table.segmentations[k]:
+            problems.warn(f"object without an outline{where} (its box is its mask)", _describe(table, k))
+        elif not area:
+            problems.warn(f"outline without a pixel{where}", _describe(table, k))
+
+
+def _outlined(table: Table, rows: np.ndarray) -> list[int | SegmentationError]:
+    """How many pixels the outline of each object of these rows covers, or what is wrong with it, found by halving."""
+    try:
+        return from_coco([table.segmentations[k] for k in rows], table.sizes[table.image[rows]]).areas.tolist()
+    except SegmentationError as error:
+        if len(rows) == 1:
+            return [error]
+        return [one for half in np.array_split(rows, 2) for one in _outlined(table, half)]
 
 
 def _describe(table: Table, k: int) -> str:

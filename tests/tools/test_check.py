@@ -80,6 +80,37 @@ def test_warnings(real_data, tmp_path):
     assert not problems.fatal
 
 
+def test_what_is_wrong_with_outlines(tmp_path, capsys):
+    Image.new("RGB", (20, 10)).save(tmp_path / "a.png")
+    square = [1, 1, 9, 1, 9, 9, 1, 9]
+    outlines = [
+        [square], {"size": [10, 20], "counts": [150, 50]}, {"size": [10, 20], "counts": [150, 40]},
+        {"size": [20, 10], "counts": [150, 50]}, [[*square, 3]], "square", [], None, [[1, 1, 9, 9]],
+        {"size": [10, 20], "counts": [200]},
+    ]  # fmt: skip
+    objects = [
+        {"id": k, "image_id": 1, "category_id": 1, "bbox": [k, 0, 5, 5], "segmentation": outline}
+        for k, outline in enumerate(outlines)
+    ]
+    truth = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "annotations": objects,
+        "categories": [{"id": 1, "name": "dot"}],
+    }
+    (tmp_path / "instances_train.json").write_text(json.dumps(truth))
+    assert main([str(tmp_path), "--no-progress"]) == 0  # boxes can be learnt
+    output = capsys.readouterr().out
+    assert "warning: outline cannot be used in train (no training of masks can start): 4" in output
+    assert "a.png: dot (2, 0, 7, 5): its run lengths are not of 200 pixels" in output
+    assert "warning: object without an outline in train (its box is its mask): 2" in output
+    assert "warning: outline without a pixel in train: 2" in output
+    for outline in objects:
+        del outline["segmentation"]
+    (tmp_path / "instances_train.json").write_text(json.dumps(truth))
+    assert main([str(tmp_path), "--no-progress"]) == 0
+    assert "outline" not in capsys.readouterr().out
+
+
 # -- Pictures with sentences --
 
 
