@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from .attention import Attention, Memory
-from .decoder import PAD, Annotations, Decoder, Step, Unrolled, mean_word, shifted, stacked, word_losses
+from .decoder import PAD, Annotations, Decoder, Step, Unrolled, at_least_one, mean_word, shifted, stacked, word_losses
 from .recurrent import Cell, State
 
 TAU = 1.0  # what the weights of a cell are to sum to over a sentence
@@ -57,7 +57,8 @@ class Attending(Decoder):
         truncate: int | None = None,
         smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_words, truncate=truncate, smoothing=smoothing)
+        super().__init__(num_words, dropout=dropout, truncate=truncate, smoothing=smoothing)
+        at_least_one(width=width, embedding=embedding)
         if coverage < 0:
             raise ValueError(f"coverage must be 0 or more, got {coverage}")
         self.coverage = coverage
@@ -71,7 +72,6 @@ class Attending(Decoder):
         self.from_context = nn.Linear(channels, gates, bias=False)
         self.deep = nn.Linear(width + channels, embedding)
         self.output = nn.Linear(embedding, num_words)
-        self.dropout = nn.Dropout(dropout)
         cell.start(self.from_words)
 
     def prepare(self, annotations: Annotations) -> Memory:

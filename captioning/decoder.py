@@ -53,6 +53,7 @@ class Decoder(nn.Module):
         most_words: T of the longest sentences it can take in or say; None where any length will do.
         sampling: the chance that a word while training is the decoder's own guess in place of the true one (scheduled
             sampling, https://arxiv.org/abs/1506.03099); the trainer sets it.
+        dropout: where a subclass says.
         truncate: back-propagation goes through so many words at most; None through all.
         smoothing: share of the word loss that asks for all words alike (label smoothing).
         of_words: what begins the names of the weights that hold a row for each word.
@@ -61,15 +62,20 @@ class Decoder(nn.Module):
     most_words: int | None = None
     of_words: tuple[str, ...] = ("words.", "output.")
 
-    def __init__(self, num_words: int, *, truncate: int | None = None, smoothing: float = 0.0) -> None:
+    def __init__(
+        self, num_words: int, *, dropout: float = 0.0, truncate: int | None = None, smoothing: float = 0.0
+    ) -> None:
         super().__init__()
         if num_words <= UNKNOWN:
             raise ValueError(f"num_words must be more than the {UNKNOWN + 1} special ones, got {num_words}")
         if truncate is not None and truncate < 1:
             raise ValueError(f"truncate must be at least 1 word, or None, got {truncate}")
+        if not 0 <= dropout <= 1:
+            raise ValueError(f"dropout must be from 0 to 1, got {dropout}")
         if not 0 <= smoothing < 1:
             raise ValueError(f"smoothing must be in [0, 1), got {smoothing}")
         self.num_words, self.truncate, self.smoothing = num_words, truncate, smoothing
+        self.dropout = nn.Dropout(dropout)
         self.sampling = 0.0
 
     def prepare(self, annotations: Annotations) -> Any:
@@ -157,6 +163,13 @@ def word_losses(logits: Tensor, tokens: Tensor, smoothing: float = 0.0) -> Tenso
 def mean_word(values: Tensor, tokens: Tensor) -> Tensor:
     """The mean over words of values (B, S, T) that are 0 where tokens (B, S, T) are padding; 0 of none."""
     return values.sum() / (tokens != PAD).sum().clamp(min=1)
+
+
+def at_least_one(**numbers: int) -> None:
+    """ValueError when one of the numbers, by name, is less than 1."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise ValueError(f"{name} must be at least 1, got {number}")
 
 
 def detached(state: Any) -> Any:

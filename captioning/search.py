@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from ..datasets.structures import Captions
-from .decoder import END, PAD, START, UNKNOWN, Annotations, Decoder, drawn
+from .decoder import END, PAD, START, UNKNOWN, Annotations, Decoder, at_least_one, drawn
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Greedy:
     most: int = 20
 
     def __post_init__(self) -> None:
-        _at_least_one(most=self.most)
+        at_least_one(most=self.most)
 
     def __call__(self, decoder: Decoder, annotations: Annotations) -> Captions:
         """Annotations (B, ...) to Captions of (B, 1)."""
@@ -67,7 +67,7 @@ class Sampling:
     most: int = 20
 
     def __post_init__(self) -> None:
-        _at_least_one(count=self.count, most=self.most)
+        at_least_one(count=self.count, most=self.most)
         if not 0 < self.temperature < math.inf:
             raise ValueError(
                 f"temperature must be more than 0, got {self.temperature}; without chance it is Greedy, --beam 1"
@@ -113,7 +113,7 @@ class Beam:
     count: int = 1
 
     def __post_init__(self) -> None:
-        _at_least_one(width=self.width, most=self.most, count=self.count)
+        at_least_one(width=self.width, most=self.most, count=self.count)
         if self.count > self.width:
             raise ValueError(f"count must be at most the width of {self.width}, got {self.count}; make the beam wider")
         if not 0 <= self.length_power < math.inf:
@@ -211,9 +211,3 @@ def _captions(tokens: Tensor, scores: Tensor, attention: list[Tensor | None]) ->
     if attention[0] is None:
         return Captions(tokens, scores)
     return Captions(tokens, scores, torch.stack(attention, 2).float() * (tokens != PAD)[..., None])
-
-
-def _at_least_one(**numbers: int) -> None:
-    for name, number in numbers.items():
-        if number < 1:
-            raise ValueError(f"{name} must be at least 1, got {number}")

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from ..backbone import build_backbone
 from ..backbone.building import finish
 from .attention import AnnotationVectors, mean_vector
-from .decoder import Annotations, Decoder, Step, Unrolled
+from .decoder import Annotations, Decoder, Step, Unrolled, at_least_one
 from .model import Captioner, map_channels, of_words
 from .recurrent import Cell, State, cell_named
 
@@ -54,7 +54,8 @@ class ShowAndTell(Decoder):
         truncate: int | None = None,
         smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_words, truncate=truncate, smoothing=smoothing)
+        super().__init__(num_words, dropout=dropout, truncate=truncate, smoothing=smoothing)
+        at_least_one(width=width, embedding=embedding)
         self.cell = cell
         self.vectors = AnnotationVectors(channels)
         self.picture = nn.Linear(channels, embedding)
@@ -62,7 +63,6 @@ class ShowAndTell(Decoder):
         self.from_inputs = nn.Linear(embedding, cell.gates * width)
         self.from_hidden = nn.Linear(width, cell.gates * width)
         self.output = nn.Linear(width, num_words)
-        self.dropout = nn.Dropout(dropout)
         cell.start(self.from_inputs)
 
     def prepare(self, annotations: Annotations) -> Picture:

@@ -10,6 +10,7 @@ from ..backbone import build_backbone
 from ..backbone.building import finish
 from .attending import Attending
 from .attention import AnnotationVectors, RegionAttention, SoftAttention
+from .decoder import at_least_one
 from .hard_attention import HardAttending, HardAttention
 from .model import Captioner, map_channels, of_words
 from .recurrent import cell_named
@@ -74,6 +75,7 @@ def show_attend_tell(
     architecture = {"name": "show_attend_tell", "arguments": dict(locals())}
     if attention not in ATTENTION:
         raise ValueError(f"attention must be one of {', '.join(ATTENTION)}, got {attention!r}")
+    at_least_one(attention_width=attention_width, channels=1 if channels is None else channels)
     body = build_backbone(backbone, norm=norm, weights=backbone_weights, trainable_stages=trainable_stages)
     decoder_class, attention_class = ATTENTION[attention]
     decoder = decoder_class(

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from ..backbone import build_backbone
 from ..backbone.building import finish
 from .attention import AnnotationVectors
-from .decoder import Annotations, Decoder, Step, Unrolled
+from .decoder import Annotations, Decoder, Step, Unrolled, at_least_one
 from .model import Captioner, map_channels, of_words
 from .positions import grid_positions, sinusoids
 from .transformer_layer import Cells, Layer
@@ -67,16 +67,13 @@ class TransformerDecoder(Decoder):
         most_words: int = 64,
         smoothing: float = 0.0,
     ) -> None:
-        super().__init__(num_words, smoothing=smoothing)
-        for name, number in (("heads", heads), ("layers", layers), ("most_words", most_words)):
-            if number < 1:
-                raise ValueError(f"{name} must be at least 1, got {number}")
-        if width < 1 or width % 4 or width % heads:
+        super().__init__(num_words, dropout=dropout, smoothing=smoothing)
+        at_least_one(width=width, heads=heads, layers=layers, feedforward=feedforward, most_words=most_words)
+        if width % 4 or width % heads:
             raise ValueError(f"width must be a multiple of 4 and of its {heads} heads, got {width}")
         self.width, self.heads, self.most_words = width, heads, most_words
         self.vectors, self.norm_vectors = AnnotationVectors(channels, width), nn.LayerNorm(width)
         self.words = nn.Embedding(num_words, width)
-        self.dropout = nn.Dropout(dropout)
         self.layers = nn.ModuleList(Layer(width, heads, feedforward, dropout) for _ in range(layers))
         self.norm = nn.LayerNorm(width)
         self.bias = nn.Parameter(torch.zeros(num_words))

@@ -240,6 +240,12 @@ def test_guesses_come_from_the_seed(name):
     assert torch.equal(logits(0), logits(1))
 
 
+def test_nothing_is_of_no_width():
+    for name in ("width", "embedding"):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
+            show_and_tell("resnet10_narrow", 10, **{name: 0})
+
+
 @every_decoder
 def test_no_such_map(name):
     with pytest.raises(ValueError, match="layer must be one of the backbone's 4 maps, got 4"):

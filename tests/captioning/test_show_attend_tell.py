@@ -202,6 +202,11 @@ def test_wrong_arguments():
         show_attend_tell("resnet10_narrow", V, cell="LSTM")
     with pytest.raises(ValueError, match="no backbone 'vgg61'"):
         show_attend_tell("vgg61", V)
+    for name in ("width", "embedding", "attention_width", "channels"):
+        with pytest.raises(ValueError, match=f"^{name} must be at least 1, got 0"):
+            show_attend_tell("resnet10_narrow", V, **{name: 0})
+    with pytest.raises(ValueError, match="dropout must be from 0 to 1, got 2"):
+        show_attend_tell("resnet10_narrow", V, dropout=2)
 
 
 def test_the_encoder_is_frozen_at_first():

@@ -231,7 +231,9 @@ def test_sentences_too_long():
         ({"layers": 0}, "layers must be at least 1, got 0"),
         ({"heads": 0}, "heads must be at least 1, got 0"),
         ({"most_words": 0}, "most_words must be at least 1, got 0"),
-        ({"dropout": 1.5}, "dropout"),
+        ({"width": 0}, "width must be at least 1, got 0"),
+        ({"feedforward": 0}, "feedforward must be at least 1, got 0"),
+        ({"dropout": 1.5}, "dropout must be from 0 to 1, got 1.5"),
     ],
 )
 def test_arguments_out_of_range(arguments, message):
