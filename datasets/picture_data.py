@@ -66,6 +66,8 @@ class PictureData(LightningDataModule):
             raise DataError(f"need 1 <= min_size <= max_size, got min_size {min_size} and max_size {max_size}")
         if batch_size < 1:
             raise DataError(f"batch_size must be at least 1, got {batch_size}")
+        if num_workers is not None and num_workers < 0:
+            raise DataError(f"num_workers must be 0 or more, or null, got {num_workers}")
         self.path, self.batch_size = path, batch_size
         self.resize: Resize = (min_size, max_size, True) if exact else (min_size, max_size)
         self.num_workers = default_workers() if num_workers is None else num_workers

@@ -304,7 +304,7 @@ def test_a_loader_needs_a_vocabulary():
 
 
 @pytest.mark.parametrize(
-    "bad", [{"sentences": 0}, {"longest": 0}, {"min_count": 0}, {"batch_size": 0}, {"min_size": 0}]
+    "bad", [{"sentences": 0}, {"longest": 0}, {"min_count": 0}, {"batch_size": 0}, {"min_size": 0}, {"num_workers": -1}]
 )
 def test_impossible_options_are_named(bad):
     with pytest.raises(DataError, match=next(iter(bad))):
