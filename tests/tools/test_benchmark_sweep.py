@@ -116,10 +116,13 @@ def test_batches_and_classes(tmp_path, monkeypatch, capsys):
         raise torch.OutOfMemoryError
 
     monkeypatch.setattr("sightline.tools.benchmark_measure.prepare", prepared)
-    options = ["--device", "cpu", "--output", str(tmp_path), "--grid", "1", "4", "--batch", "2"]
-    for name, expected in (("batch", [(1, None), (4, None)]), ("classes", [(2, 1), (2, 4)])):
+    options = ["--device", "cpu", "--output", str(tmp_path), "--grid", "1", "4"]
+    for name, more, expected in (
+        ("batch", [], [(1, None), (4, None)]),
+        ("classes", ["--batch", "2"], [(2, 1), (2, 4)]),
+    ):
         asked.clear()
-        assert main(["benchmark", "speed", "yolox_nano", *options, "--sweep", name]) == 0
+        assert main(["benchmark", "speed", "yolox_nano", *options, *more, "--sweep", name]) == 0
         assert asked == [(work, *each) for each in expected for work in ("inference", "training")]
         assert json.loads((tmp_path / f"{name}.json").read_text()) == {"points": [], "growth": []}
         assert (tmp_path / f"{name}.png").stat().st_size > 0
