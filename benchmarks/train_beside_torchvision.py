@@ -9,8 +9,8 @@
 Both start from random weights on backbones of one kind, and get the same batches, augmentation, sizes, anchors, optimiser
 and schedule; torchvision's model is handed the pictures already resized, and masks at the size of the whole picture, as it
 wants them. Each is scored by the same code, which equals pycocotools. Seconds are those of the training steps, loading
-included, without validation and without drawing torchvision's masks; of the CPU's too, which other work on the machine
-disturbs less.
+included, without validation and without drawing torchvision's masks, for which both sides wait for a GPU once a step; of the
+CPU's too, which other work on the machine disturbs less.
 """
 
 from __future__ import annotations
