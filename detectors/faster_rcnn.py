@@ -139,7 +139,7 @@ def faster_rcnn(
         norm: "frozen", "batch", "sync" or "group"; frozen statistics only make sense with trained weights.
         trainable_stages: how many stages of the backbone train, counted from the last; None trains all.
         anchor_sizes: sides of the anchors in pixels, a row a level.
-        proposals: K, and as many candidates a level before suppression.
+        proposals: K, and as many candidates a level before suppression; in training twice as many.
         proposal_score: the least objectness of a proposal, in [0, 1].
         samples: regions of an image that the second stage's losses look at.
         detections: D.
@@ -263,7 +263,10 @@ def rpn_over(
     score_threshold: float = 0.0,
     depth: int = 1,
 ) -> RPN:
-    """An RPN that shares one head over all maps, with anchors of three ratios."""
+    """An RPN that shares one head over all maps, with anchors of three ratios.
+
+    In training there are twice the proposals, or as many as candidates: torchvision's 2000 to 1000, the paper's 2000 to 300.
+    """
     if len(set(body.channels)) > 1:
         raise ValueError(
             f"the RPN needs maps of one number of channels, the backbone gives {body.channels}; take one that ends in _fpn"
@@ -274,7 +277,14 @@ def rpn_over(
     if len(set(anchors.per_cell)) > 1:
         raise ValueError(f"every level needs the same number of anchor sizes, got {[len(row) for row in anchor_sizes]}")
     head = RPNHead(body.channels[0], anchors.per_cell[0], depth=depth)
-    return RPN(head, anchors, pre_nms=candidates or proposals, post_nms=proposals, score_threshold=score_threshold)
+    return RPN(
+        head,
+        anchors,
+        pre_nms=candidates or proposals,
+        post_nms=proposals,
+        training_nms=max(candidates or 0, 2 * proposals),
+        score_threshold=score_threshold,
+    )
 
 
 def _with_pyramid(

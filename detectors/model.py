@@ -19,7 +19,8 @@ class Detector(Model):
         losses = model.losses(outputs, targets)     # dict of scalars to be summed
         instances = model.decode(outputs, sizes)    # final Instances in the frame's pixels
 
-    All three do the same in training and evaluation; `self.training` only changes dropout and batch norm.
+    All three do the same in training and evaluation; `self.training` only changes dropout, batch norm
+    and how many proposals there are to learn from.
 
     Args:
         mean, std: of the pictures the backbone was trained on, RGB in [0, 1].

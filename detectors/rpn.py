@@ -1,7 +1,7 @@
 """The region proposal network (Faster R-CNN, https://arxiv.org/abs/1506.01497, section 3.1), over one feature map or a pyramid.
 
-State dict keys and numbers are torchvision's. Deviations: the same number of proposals in training and evaluation; crowds are
-ignored; each image counts the same in the losses (see `mean_over_images`).
+State dict keys and numbers are torchvision's. Deviations: crowds are ignored; each image counts the same in the losses (see
+`mean_over_images`).
 
 Letters: B images, A anchors of all levels, K proposals.
 """
@@ -52,6 +52,7 @@ class RPN(nn.Module):
         anchors: the anchors of those features.
         pre_nms: candidates a level before suppression.
         post_nms: K, proposals an image after it.
+        training_nms: both of them in training mode (section 3.3: 2000 proposals are learnt from, and fewer looked at later).
         iou_threshold: of the suppression, level by level.
         score_threshold: proposals of at most this objectness (in [0, 1]) are dropped.
         samples: anchors an image that the losses look at.
@@ -67,13 +68,15 @@ class RPN(nn.Module):
         *,
         pre_nms: int = 1000,
         post_nms: int = 1000,
+        training_nms: int = 2000,
         iou_threshold: float = 0.7,
         score_threshold: float = 0.0,
         samples: int = 256,
     ) -> None:
         super().__init__()
         self.head, self.anchors = head, anchors
-        self.pre_nms, self.post_nms, self.iou_threshold = pre_nms, post_nms, iou_threshold
+        self.pre_nms, self.post_nms, self.training_nms = pre_nms, post_nms, training_nms
+        self.iou_threshold = iou_threshold
         self.score_threshold, self.samples = score_threshold, samples
 
     def forward(self, features: Sequence[Tensor], sizes: Tensor, frame: tuple[int, int]) -> Proposals:
@@ -94,7 +97,8 @@ class RPN(nn.Module):
         self, logits: list[Tensor], deltas: list[Tensor], anchors: list[Tensor], sizes: Tensor
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """The best boxes of each level, suppressed within it, then the best of all levels: boxes, scores, valid, idxs."""
-        levels = [self._candidates(*level, sizes) for level in zip(logits, deltas, anchors, strict=True)]
+        pre_nms, post_nms = (self.training_nms,) * 2 if self.training else (self.pre_nms, self.post_nms)
+        levels = [self._candidates(*level, sizes, pre_nms) for level in zip(logits, deltas, anchors, strict=True)]
         most = max(scores.shape[1] for scores, _, _ in levels)
         scores = torch.stack([F.pad(s, (0, most - s.shape[1]), value=-torch.inf) for s, _, _ in levels], dim=1)
         boxes = torch.stack([F.pad(b, (0, 0, 0, most - b.shape[1])) for _, b, _ in levels], dim=1)  # (B, L, most, 4)
@@ -102,16 +106,16 @@ class RPN(nn.Module):
         idxs = [F.pad(i + start, (0, most - i.shape[1])) for (_, _, i), start in zip(levels, first, strict=True)]
         kept = nms(boxes.flatten(0, 1), scores.flatten(0, 1) > -torch.inf, self.iou_threshold).view_as(scores)
         scores = torch.where(kept, scores, -torch.inf).flatten(1)
-        scores, order = scores.topk(min(self.post_nms, scores.shape[1]), dim=1)
+        scores, order = scores.topk(min(post_nms, scores.shape[1]), dim=1)
         valid = scores > -torch.inf
         boxes = torch.where(valid[..., None], gather(boxes.flatten(1, 2), order), 0)
         return boxes, scores.sigmoid(), valid, gather(torch.cat(idxs, dim=1), order)
 
     def _candidates(
-        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor
+        self, logits: Tensor, deltas: Tensor, anchors: Tensor, sizes: Tensor, number: int
     ) -> tuple[Tensor, Tensor, Tensor]:
         """One level's best: logits (B, k), -inf where a box is too small or too faint, boxes (B, k, 4), anchors (B, k)."""
-        scores, idxs = full_precision(logits).topk(min(self.pre_nms, logits.shape[1]), dim=1)
+        scores, idxs = full_precision(logits).topk(min(number, logits.shape[1]), dim=1)
         boxes = clip(decode(gather(full_precision(deltas), idxs), anchors[idxs]), sizes)
         sides = boxes[..., 2:] - boxes[..., :2]
         good = (sides >= self.min_side).all(dim=-1) & (scores.sigmoid() > self.score_threshold)

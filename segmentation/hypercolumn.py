@@ -157,7 +157,7 @@ def hypercolumn(
         norm: "frozen", "batch", "sync" or "group"; frozen statistics only make sense with trained weights.
         trainable_stages: how many stages of the backbone train, counted from the last; None trains all.
         anchor_sizes: sides of the anchors in pixels, a row for each map that proposes; None for the detector's usual ones.
-        proposals: of an image, at most.
+        proposals: of an image, at most; more of them in training, see `rpn_over`.
         samples: regions of an image that the second stage's losses look at; masks are learnt in a quarter of them.
         detections: D.
         head_width: of the two fully connected layers; None for 4096, or on a pyramid 1024.

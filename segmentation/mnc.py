@@ -129,7 +129,7 @@ def mnc(
         trainable_stages: how many stages of the backbone train, counted from the last; None trains all.
         anchor_sizes: sides of the anchors in pixels, a row for each map that proposes; None for 32 to 512 on a pyramid's
             levels, 128, 256 and 512 on a single map.
-        proposals: K.
+        proposals: K; more of them in training, see `rpn_over`.
         stages: 3 or 5. The weights are the same, and either may be used with those learnt with the other.
         samples: boxes of an image that the losses of stages 2 and 3 look at, a quarter of them objects.
         detections: D.

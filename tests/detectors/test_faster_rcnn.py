@@ -95,7 +95,7 @@ def test_three_verbs_and_a_gradient_for_every_parameter(model):
     images, sizes = batch(sizes=((64, 96), (50, 70)))
     truth = targets()
     given = [value.clone() for value in (images, sizes, truth.boxes, truth.labels)]
-    seen = []
+    seen, proposed = [], []
     for mode in (True, False):
         model.train(mode)
         outputs = model(images, sizes)
@@ -104,12 +104,14 @@ def test_three_verbs_and_a_gradient_for_every_parameter(model):
         assert set(losses) == NAMES
         assert all(loss.ndim == 0 and loss.isfinite() and loss >= 0 for loss in losses.values())
         check_detections(found, sizes)
-        seen.append((type(outputs), outputs.proposals.boxes.shape, found.boxes.shape))
+        seen.append((type(outputs), found.boxes.shape))
+        proposed.append(outputs.proposals.boxes.shape[1])
         model.zero_grad()
         total(losses).backward()
         without = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
         assert without == []
     assert seen[0] == seen[1]  # train() and eval() return the same
+    assert proposed[0] > proposed[1] == model.rpn.post_nms  # but for more proposals to learn from
     for before, after in zip(given, (images, sizes, truth.boxes, truth.labels), strict=True):
         assert torch.equal(before, after)
 

@@ -20,6 +20,7 @@ from sightline.detectors.rpn import RPN, RPNHead
 FRAME, SIZES = (128, 160), [(128, 160), (100, 90)]
 STRIDES, ANCHORS, RATIOS = (8, 16, 32), ((16,), (32,), (64,)), (0.5, 1.0, 2.0)
 
+LEARNT_FROM = 150  # in training
 # name: candidates a level, proposals, least score, convolutions, spread of the offsets
 PROPOSALS = {
     "as many as there are": (2000, 2000, 0.0, 1, 0.3),
@@ -46,18 +47,21 @@ def pair(request, features):
     head.cls_logits.weight.data *= 2 / torch.cat(logits, 1).std()
     head.bbox_pred.weight.data *= spread / torch.cat(deltas, 1).std()
     peer_head.load_state_dict(head.state_dict())
-    ours = RPN(head, Anchors(ANCHORS, RATIOS), pre_nms=candidates, post_nms=number, score_threshold=score)
-    counts = [{"training": n, "testing": n} for n in (candidates, number)]
+    counts = {"pre_nms": candidates, "post_nms": number, "training_nms": LEARNT_FROM}
+    ours = RPN(head, Anchors(ANCHORS, RATIOS), **counts, score_threshold=score)
+    counts = [{"training": LEARNT_FROM, "testing": n} for n in (candidates, number)]
     generator = AnchorGenerator(ANCHORS, (RATIOS,) * len(ANCHORS))
     peer = peer_rpn.RegionProposalNetwork(generator, peer_head, 0.7, 0.3, 256, 0.5, *counts, 0.7, score)
-    return ours, peer.eval()
+    return ours.eval(), peer.eval()
 
 
+@pytest.mark.parametrize("training", [False, True])
 @torch.inference_mode()
-def test_proposals_equal_torchvisions(pair, features):
-    ours, peer = pair
+def test_proposals_equal_torchvisions(pair, features, training):
+    ours, peer = (each.train(training) for each in pair)
     images = ImageList(torch.zeros(2, 3, *FRAME), SIZES)
-    expected, _ = peer(images, {str(i): level for i, level in enumerate(features)})
+    targets = [{"boxes": torch.tensor([[10.0, 10.0, 40.0, 40.0]], dtype=torch.float64)}] * 2  # losses are made, too
+    expected, _ = peer(images, {str(i): level for i, level in enumerate(features)}, targets)
     found = ours(features, torch.tensor(SIZES), FRAME)
     for i, wanted in enumerate(expected):
         assert found.valid[i].sum() == len(wanted)
