@@ -136,9 +136,10 @@ def _prepare(cli: DetectionCLI, step: Step, before: FasterRCNN | None) -> None:
 
 
 def _export(cli: DetectionCLI) -> None:
-    """Writes the best checkpoint's proposals for the pictures to train on and to validate on."""
+    """Writes the best checkpoint's proposals, as many as are learnt from, for the pictures to train on and to validate on."""
     data, tables = cli.datamodule, cli.datamodule.tables
     model = load(cli.folder.best, device=cli.device)
+    model.rpn.pre_nms = model.rpn.post_nms = model.rpn.training_nms
     pictures = _pictures([tables["train"], tables["val"]])
     proposed = network_proposals(model, pictures, batch_size=data.batch_size, num_workers=data.num_workers)
     write_proposals(cli.folder.path / PROPOSALS, proposed)

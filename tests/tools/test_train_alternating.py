@@ -78,6 +78,7 @@ def test_four_steps_to_one_detector(tmp_path, capsys):
     for step in (STEPS[0], STEPS[2]):
         regions = read_proposals(run / step.name / "proposals.npz", table).regions
         assert np.diff(regions.offsets).min() > 0
+        assert np.diff(regions.offsets).max() > model.rpn.post_nms  # there are more to learn from
     with pytest.raises(SystemExit):
         main(["train", "shapes", "--alternating", "--print_config"])
     assert not (tmp_path / "runs/shapes/2").exists()
