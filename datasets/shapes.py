@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
+from tqdm import tqdm
 
 from .outlines import encode
 from .table import DataError, Table
@@ -89,7 +90,9 @@ def shapes_table(
     drawn = ((index, _place(_generator(series, index), size)) for index in itertools.count())
     # One scene at a time is held: its masks are thousands of times as large as what is kept of it.
     fitting = (_annotated(index, *scene, outlined=masks) for index, scene in drawn if len(scene[0]) <= most)
-    chosen = list(itertools.islice(fitting, count))
+    fitting = itertools.islice(fitting, count)
+    # Of 100,000 pictures it takes minutes.
+    chosen = list(tqdm(fitting, "shapes", count, unit="picture", disable=None, delay=2, leave=False))
     labels = np.concatenate([np.zeros(0, np.int64), *(one.labels for one in chosen)])
     return Table(
         categories=list(CATEGORIES),
