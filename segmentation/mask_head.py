@@ -89,7 +89,7 @@ class MaskRoIHead(RoIHead):
         logits = self.mask_logits(features, rois, labels)
         wanted = coverage(masks, boxes, rois + self.truth_shift, logits.shape[-1]).to(logits.dtype)
         losses = F.binary_cross_entropy_with_logits(logits, wanted, reduction="none").mean(dim=(-1, -2))
-        counted = counted & (masks.amax(dim=(-1, -2)) > 0)  # an object without a mask says nothing about masks
+        counted = counted & has_mask(masks)
         return torch.where(counted, losses, 0).sum() / counted.sum().clamp(min=1)
 
     def decode(self, features: Sequence[Tensor], rois: Tensor, valid: Tensor, sizes: Tensor) -> Instances:
@@ -155,6 +155,11 @@ def foreground_slots(foreground: Tensor, most: int) -> tuple[Tensor, Tensor]:
     number = foreground.sum(dim=1, keepdim=True).clamp(max=most)
     slots = torch.arange(most, device=foreground.device)
     return order.gather(1, slots % torch.where(number > 0, number, most)), slots < number
+
+
+def has_mask(masks: Tensor) -> Tensor:
+    """Which objects have one, (...) bool of (..., T, T): one that is empty, as a broken outline's, says nothing about masks."""
+    return masks.amax(dim=(-1, -2)) > 0
 
 
 def coverage(masks: Tensor, boxes: Tensor, rois: Tensor, side: int) -> Tensor:

@@ -27,7 +27,7 @@ from ..detectors.assignment import Matches, Samples, gather, match, mean_over_im
 from ..detectors.boxes import clip, decode, encode, full_precision
 from ..detectors.roi_head import TwoLayerHead
 from ..detectors.roi_pool import RoIAlign
-from .mask_head import coverage
+from .mask_head import coverage, has_mask
 from .region_masks import best_regions, gather_masks, overlap, without_garbage
 
 MASK = 28  # M
@@ -148,11 +148,12 @@ class Cascade(nn.Module):
         truth, own = gather_masks(targets.masks, matched), gather(targets.boxes, matched)
         wanted = coverage(truth, own, boxes, MASK).to(answer.masks.dtype)
         mask = F.binary_cross_entropy_with_logits(answer.masks, wanted, reduction="none").mean(dim=(-1, -2))
+        shown = sampled.foreground & has_mask(truth)
         with torch.no_grad():
             drawn = (answer.masks > 0).to(boxes.dtype)
-            covering = sampled.foreground & (overlap(drawn, boxes, truth, own) >= self.mask_iou)
+            covering = sampled.foreground & (~shown | (overlap(drawn, boxes, truth, own) >= self.mask_iou))
         losses = {
-            "loss_mask": mean_over_images(mask, sampled.foreground, sampled.foreground),
+            "loss_mask": mean_over_images(mask, shown, shown),
             "loss_box": mean_over_images(
                 self._box_losses(answer, own, torch.where(sampled.foreground, labels, 0)),
                 sampled.foreground,

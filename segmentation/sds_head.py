@@ -26,7 +26,7 @@ from ..datasets.structures import Instances
 from ..detectors.assignment import Matches, gather, match, mean_over_images, sample
 from ..detectors.boxes import full_precision
 from ..detectors.warp import Warp
-from .mask_head import coverage, foreground_slots
+from .mask_head import coverage, foreground_slots, has_mask
 from .region_masks import best_regions, gather_masks, overlap, without_garbage
 
 COARSE = 10  # G
@@ -159,7 +159,7 @@ class SDSHead(nn.Module):
     ) -> dict[str, Tensor]:
         """Of P regions an image, where `counted` (B, P), which are objects `matched` (B, P)."""
         truth, own = gather_masks(targets.masks, matched), gather(targets.boxes, matched)
-        labels = gather(targets.labels, matched).clamp(min=0)
+        labels, counted = gather(targets.labels, matched).clamp(min=0), counted & has_mask(truth)
         found = self.refiner(vectors.flatten(0, 1), masks.flatten(0, 1), labels.flatten())
         losses = {}
         for name, logits in zip(("loss_coarse", "loss_mask"), found, strict=True):

@@ -1,5 +1,7 @@
 """MNC: gradients through boxes and masks, the two kinds of objects, the five stages, learning."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -315,6 +317,20 @@ def test_images_without_objects():
     assert losses["loss_mask"] == losses["loss_box"] == 0
     total(losses).backward()
     assert all(p.grad.isfinite().all() for p in model.parameters() if p.grad is not None)
+
+
+def test_objects_without_a_mask_teach_no_mask_and_are_objects_all_the_same():
+    model, truth = tiny(stages=3, samples=10**6).eval(), targets().map(lambda value: value[:1])
+    features = [torch.randn(1, 64, 64 // s, 96 // s) for s in (4, 8, 16, 32)]
+    boxes = torch.cat([truth.boxes + 1.0, torch.tensor([[[60.0, 0, 90, 12]]])], dim=1)
+    answer = model.cascade(features, torch.cat([boxes, truth.boxes], dim=1))
+    model.cascade.forward = lambda features, boxes: answer._replace(box_logits=answer.logits)
+    losses = ordered(model, features, boxes, replace(truth, masks=torch.zeros_like(truth.masks)))
+    assert losses["loss_mask"] == 0
+    assert losses["loss_cls"] == losses["loss_cls_box"]  # both classifiers have the same objects
+    losses = ordered(model, features, boxes, truth)
+    assert losses["loss_mask"] > 0
+    assert losses["loss_cls"] != losses["loss_cls_box"]  # those whose masks are not found are none of the first's
 
 
 def test_mistakes_are_named():

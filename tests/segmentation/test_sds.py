@@ -255,6 +255,15 @@ def test_images_without_objects():
     total(losses).backward()
 
 
+def test_objects_without_a_mask_teach_none():
+    model, (images, sizes, proposals) = tiny(), batch(masks=False)
+    truth = targets(proposals)
+    for mask in (1.0, 0.0):
+        masks = truth.masks * mask
+        losses = model.losses(model(images, sizes, proposals), Instances(truth.boxes, truth.labels, masks=masks))
+        assert (losses["loss_coarse"] > 0) == (losses["loss_mask"] > 0) == bool(mask)
+
+
 def test_a_checkpoint_gives_the_same(tmp_path):
     model, inputs = tiny().eval(), batch()
     save(model, tmp_path / "sds.ckpt")
