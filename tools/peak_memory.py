@@ -75,7 +75,6 @@ def resident(prepare: Prepare, *arguments: Any) -> float | None:
     sender.close()
     try:
         answer = receiver.recv()
-        process.join(10)  # ended by itself it leaves no semaphores behind, of which Python would warn
     except EOFError:
         process.join()
         if process.exitcode < 0:
